@@ -1,0 +1,49 @@
+# `make demo` runs the embedded experiment, `make test` the tests. Both make .venv first, from the lock in envs/.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# more arguments for snakemake, as `make demo ARGS="--forceall"`
+ARGS ?=
+
+.PHONY: demo test bench lint report reference lock clean
+
+demo: $(VENV)/made
+	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs $(ARGS)
+
+test: $(VENV)/made
+	pytest $(ARGS)
+
+bench: $(VENV)/made
+	python tests/benchmarks/run.py
+
+lint: $(VENV)/made
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+	snakemake --lint
+
+report: $(VENV)/made
+	snakemake --cores $(CORES) --report results/report.html
+
+# commit a run's tables and figures under results/reference/
+reference: $(VENV)/made
+	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs reference_digits
+
+lock: $(VENV)/made
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+	    --custom-compile-command "make lock" pyproject.toml -o envs/requirements.txt
+	python envs/environment.py < envs/requirements.txt > envs/environment.yaml
+
+config/README.md: workflow/schemas/config.schema.yaml anisodiff/config.py $(VENV)/made
+	python -m anisodiff describe-config $< > $@
+
+clean:
+	rm -rf results/digits results/report.html .snakemake
+
+$(VENV)/made: envs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r envs/requirements.txt
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
+	touch $@

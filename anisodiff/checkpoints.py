@@ -1,0 +1,95 @@
+"""Artifacts on disk: safetensors files whose header holds a JSON config and the provenance. Nothing is unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anisodiff.files import StageError, atomic
+from anisodiff.networks import UNet
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear
+from anisodiff.subspaces import Subspaces
+
+
+def save(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and a JSON header atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, metadata={"json": json.dumps(header, sort_keys=True)})
+
+
+def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by `save`.
+
+    Raises:
+        StageError: the file is missing, truncated or of another kind.
+    """
+    if not Path(path).is_file():
+        raise StageError(f"{path}: no such file: run the stage that makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, json.loads(file.metadata()["json"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise StageError(f"{path}: not a safetensors file of anisodiff ({error}): delete it and run its stage") from error
+
+
+def header(path: Path | str) -> dict[str, Any]:
+    """The header alone."""
+    return read(path)[1]
+
+
+def save_network(path: Path | str, network: UNet, **about: Any) -> None:
+    """Write a network with the arguments that build it; `about` joins the header."""
+    save(path, network.state_dict(), {"config": network.config, **about})
+
+
+def load_network(path: Path | str) -> tuple[UNet, dict[str, Any]]:
+    """The network in evaluation mode, and the header."""
+    tensors, about = read(path)
+    try:
+        network = UNet(**about["config"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise StageError(f"{path}: holds no network ({str(error).splitlines()[0]})") from error
+    return network.eval().requires_grad_(False), about
+
+
+def save_path(path: Path | str, noise_path: NoisePath, **about: Any) -> None:
+    """Write a noise path: its partition, its label weights and its schedule's knots."""
+    kind = "knots" if isinstance(noise_path.schedule, KnotSchedule) else "fixed"
+    curve = noise_path.schedule.curve
+    tensors = {"index": noise_path.subspaces.index, "weights": noise_path.weights}
+    save(path, {**tensors, "nodes": curve.nodes, "logs": curve.logs}, {"schedule": kind, **about})
+
+
+def load_path(path: Path | str) -> tuple[NoisePath, dict[str, Any]]:
+    """The path, and the header."""
+    tensors, about = read(path)
+    if about.get("schedule") == "knots":
+        schedule = KnotSchedule(tensors["logs"])
+    elif about.get("schedule") == "fixed":
+        schedule = FixedSchedule(LogLinear(tensors["nodes"], tensors["logs"]))
+    else:
+        raise StageError(f"{path}: holds no noise path: give the file of a path")
+    return NoisePath(Subspaces(tensors["index"]), schedule, tensors["weights"]), about
+
+
+def save_warp(path: Path | str, warp: Warp, **about: Any) -> None:
+    """Write the warp's knots (mean log-levels)."""
+    save(path, {"logs": warp.schedule.curve.logs}, {"warp": True, **about})
+
+
+def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, dict[str, Any]]:
+    """The warp over a path, and the header."""
+    tensors, about = read(path)
+    if not about.get("warp"):
+        raise StageError(f"{path}: holds no warp: give the file of a warp")
+    return Warp(noise_path, tensors["logs"]), about
+
+

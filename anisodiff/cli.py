@@ -1,0 +1,258 @@
+"""The command line: one subcommand a stage. The workflow's rules call these, with settings as JSON.
+
+Heavy modules are imported where they are used, so that each stage pays for its own alone.
+"""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anisodiff.files import StageError, provenance, version
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The stages of anisodiff."
+)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON ({error})") from error
+
+
+Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the dataset.")]
+Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
+Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
+Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
+PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
+WarpFiles = Annotated[list[Path], typer.Option("--warp", help="Warp: one a budget, or one for all.")]
+FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.")]
+FeaturesKind = Annotated[str, typer.Option(help="Kind of the feature network.")]
+
+
+def _threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+@app.command()
+def fetch(
+    url: Annotated[str, typer.Option(help="https address, or a path.")],
+    sha256: Annotated[str, typer.Option(help="Hex digest of the file.")],
+    output: Output,
+) -> None:
+    """Get a published file, and refuse it if its hash differs."""
+    from anisodiff.download import fetch as run
+
+    run(url, sha256, output)
+
+
+@app.command()
+def pretrain(
+    dataset: Dataset, settings: Settings, output: Output, device: Device = "cpu", threads: Threads = 1
+) -> None:
+    """Train a base network from nothing with EDM's loss."""
+    from anisodiff import finetuning
+
+    _threads(threads)
+    finetuning.pretrain(dataset, settings, output, device)
+
+
+@app.command("train-features")
+def train_features(settings: Settings, output: Output, threads: Threads = 1) -> None:
+    """Train the digits classifier whose features the demo's distance uses."""
+    from anisodiff import checkpoints, frechet
+
+    _threads(threads)
+    network, accuracy = frechet.train_digits_cnn(settings)
+    about = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
+    checkpoints.save(output, network.state_dict(), about)
+
+
+@app.command("path")
+def make_path(
+    dataset: Dataset,
+    settings: Settings,
+    output: Output,
+) -> None:
+    """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
+    from anisodiff import checkpoints, finetuning
+
+    path = finetuning.initial_path(dataset, settings)
+    checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
+
+
+@app.command()
+def finetune(
+    dataset: Dataset,
+    settings: Settings,
+    network: NetworkFile,
+    path: PathFile,
+    output_network: Annotated[Path, typer.Option(help="Averaged weights to write.")],
+    output_path: Annotated[Path, typer.Option(help="Averaged path to write.")],
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Finetune a network with EDM's loss, or network and path with trajectory-level score matching."""
+    from anisodiff import finetuning
+
+    _threads(threads)
+    finetuning.finetune(dataset, settings, network, path, output_network, output_path, device)
+
+
+@app.command()
+def warp(
+    dataset: Dataset,
+    settings: Settings,
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Learn the time warp of a path."""
+    from anisodiff import finetuning
+
+    _threads(threads)
+    finetuning.learn_warp(dataset, settings, network, path, output, device)
+
+
+@app.command()
+def reference(
+    dataset: Dataset,
+    features: FeaturesFile,
+    features_kind: FeaturesKind,
+    output: Output,
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Feature statistics of the data."""
+    from anisodiff import sampling
+
+    _threads(threads)
+    sampling.reference(dataset, (features_kind, features), output, device)
+
+
+@app.command()
+def sample(
+    dataset: Dataset,
+    method: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")],
+    nfe: Annotated[list[int], typer.Option(help="Budget; repeat for several.")],
+    first: Annotated[int, typer.Option(help="First seed.")],
+    last: Annotated[int, typer.Option(help="Last seed.")],
+    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    network: NetworkFile,
+    path: PathFile,
+    features: FeaturesFile,
+    features_kind: FeaturesKind,
+    output: Output,
+    warp: WarpFiles = [],  # noqa: B006 - typer's way to an empty list
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
+    from anisodiff import sampling
+
+    _threads(threads)
+    files = [network, path, *warp]
+    sampling.sample(dataset, method, nfe, (first, last), batch, files, (features_kind, features), output, device)
+
+
+@app.command()
+def trajectory(
+    dataset: Dataset,
+    method: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")],
+    nfe: Annotated[int, typer.Option(help="Budget.")],
+    images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    warp: WarpFiles = [],  # noqa: B006
+    device: Device = "cpu",
+) -> None:
+    """Record states and denoised estimates of a few images along a method's grid."""
+    from anisodiff import sampling
+
+    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *warp], output, device)
+
+
+@app.command()
+def distance(
+    dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
+    reference: Annotated[Path, typer.Option(help="Feature statistics of the data.")],
+    images: Annotated[int, typer.Option(help="Images of a seed range.")],
+    features_kind: FeaturesKind,
+    output: Output,
+    manifests: Annotated[list[Path], typer.Argument(help="Manifests of the sampling jobs.")],
+) -> None:
+    """Frechet distance of every cell and seed range."""
+    from anisodiff import tables
+
+    tables.distances(dataset, reference, manifests, images, features_kind, output)
+
+
+@app.command()
+def table(
+    distances: Annotated[Path, typer.Option(help="CSV of the distance stage.")],
+    methods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the methods.")],
+    output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
+) -> None:
+    """The table: a tidy CSV, and method by NFE for people."""
+    from anisodiff import tables
+
+    tables.table(distances, methods, output)
+
+
+@app.command()
+def plot(
+    table: Annotated[Path, typer.Option(help="table.csv.")],
+    settings: Settings,
+    output: Annotated[Path, typer.Option(help="Folder for SVG and PNG figures.")],
+) -> None:
+    """Every figure of a dataset."""
+    from anisodiff import plots
+
+    plots.make(table, settings, output)
+
+
+@app.command("describe-config")
+def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
+    """Print the page of every configuration key."""
+    from anisodiff.config import describe, load_schema
+
+    typer.echo(describe(load_schema(schema)), nl=False)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version, with the digest of the source."""
+    typer.echo(version())
+
+
+def main() -> None:
+    """Run a stage; a failure that the user can mend is one line and a non-zero exit."""
+    try:
+        app(standalone_mode=True)
+    except StageError as error:
+        sys.exit(f"anisodiff: {error}")
+    except OSError as error:
+        mends = {errno.ENOSPC: "free some space", errno.EACCES: "give yourself write permission", errno.EROFS: "write elsewhere"}
+        mend = mends.get(error.errno)
+        if mend is None:
+            raise
+        sys.exit(f"anisodiff: {error.filename or 'output'}: {error.strerror}: {mend} and run the stage again")
+    except RuntimeError as error:
+        if type(error).__name__ == "Stopped":
+            print(f"anisodiff: {error}", file=sys.stderr)
+            sys.exit(143)
+        raise
+
+

@@ -1,0 +1,163 @@
+"""The configuration: validated against its JSON schema, completed with defaults, and checked for what refers to what."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anisodiff.files import StageError
+
+PREFIX = "configuration"
+
+
+def load_schema(path: Path | str) -> dict[str, Any]:
+    """The schema with every `$ref` put in place, so that properties and defaults can be read off it."""
+    schema = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return _expanded({key: value for key, value in schema.items() if key != "$defs"}, schema)
+
+
+def _expanded(node: Any, root: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_expanded(each, root) for each in node]
+    if not isinstance(node, dict):
+        return node
+    node = dict(node)
+    target: Any = {}
+    if reference := node.pop("$ref", None):
+        target = root
+        for part in reference.removeprefix("#/").split("/"):
+            target = target[part]
+        target = _expanded(target, root)
+    own = {key: _expanded(value, root) for key, value in node.items()}
+    if own.pop("unevaluatedProperties", True) is False:
+        own["additionalProperties"] = False
+    merged = copy.deepcopy(target) | own
+    if "properties" in target and "properties" in own:
+        merged["properties"] = target["properties"] | own["properties"]
+    return merged
+
+
+def resolve(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A validated copy with defaults filled in.
+
+    Args:
+        config: as read from YAML.
+        schema: from `load_schema`.
+
+    Raises:
+        StageError: the first thing that is wrong, with the path of its key.
+    """
+    from jsonschema import Draft202012Validator
+
+    resolved = _with_defaults(_with_text_keys(config), schema)
+    errors = sorted(Draft202012Validator(schema).iter_errors(resolved), key=lambda error: [str(e) for e in error.path])
+    if errors:
+        raise StageError(_one_line(errors[0]))
+    for name, dataset in resolved["datasets"].items():
+        _check_references(f"{PREFIX}: datasets.{name}", dataset)
+    return resolved
+
+
+def _with_text_keys(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _with_text_keys(value) for key, value in node.items()}
+    return [_with_text_keys(each) for each in node] if isinstance(node, list) else node
+
+
+def _with_defaults(node: Any, schema: Any) -> Any:
+    if not isinstance(node, dict) or not isinstance(schema, dict):
+        return node
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+    filled = {key: value["default"] for key, value in properties.items() if "default" in value} | node
+    return {key: _with_defaults(copy.deepcopy(value), properties.get(key, others)) for key, value in filled.items()}
+
+
+def _one_line(error: Any) -> str:
+    where = ".".join([PREFIX + ":", *(str(each) for each in error.path)]).replace(":.", ": ")
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))[0]
+        return f"{where}{'.' if error.path else ' '}{unknown}: unknown key; known here: {', '.join(known)}"
+    return f"{where}: {error.message.splitlines()[0]}"
+
+
+def _check_references(where: str, dataset: dict[str, Any]) -> None:
+    runs, paths, warps, methods = (dataset[key] for key in ("runs", "paths", "warps", "methods"))
+    networks = {"base", *runs}
+
+    def check(key: str, name: str, known: set[str]) -> None:
+        if name not in known:
+            raise StageError(f"{where}.{key}: {name!r} is unknown; known here: {', '.join(sorted(known)) or 'none'}")
+
+    if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
+        raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
+    for name, run in runs.items():
+        check(f"runs.{name}.start", run["start"], networks)
+        check(f"runs.{name}.path", run["path"], {*paths, *runs})
+        _ancestry(where, runs, name)
+    for name, warp in warps.items():
+        check(f"warps.{name}.network", warp["network"], networks)
+        check(f"warps.{name}.path", warp["path"], {*paths, *runs})
+    for name, method in methods.items():
+        check(f"methods.{name}.network", method["network"], networks)
+        check(f"methods.{name}.path", method["path"], {*paths, *runs})
+        if method["grid"] == "warped":
+            check(f"methods.{name}.warp", method.get("warp", ""), set(warps))
+            if warps[method["warp"]]["path"] != method["path"]:
+                raise StageError(f"{where}.methods.{name}.warp: {method['warp']!r} is the warp of another path")
+        elif "warp" in method:
+            raise StageError(f"{where}.methods.{name}.warp: only the grid 'warped' takes one: remove it")
+        for nfe in dataset["sampling"]["nfe"]:
+            _check_budget(f"{where}.sampling.nfe", nfe, name, method)
+    for name in dataset["plots"]["strip_methods"]:
+        check("plots.strip_methods", name, set(methods))
+    unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for nfe in dataset["sampling"]["nfe"]})
+    if unknown:
+        raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no such budget in sampling.nfe")
+    if (nfe := dataset["plots"]["grid_nfe"]) is not None and nfe not in dataset["sampling"]["nfe"]:
+        raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget in sampling.nfe")
+
+
+def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:
+    for key in ("start", "path"):
+        seen, at = [name], runs[name][key]
+        while at in runs:
+            if at in seen:
+                raise StageError(f"{where}.runs.{name}.{key}: runs start from one another in a circle")
+            seen.append(at)
+            at = runs[at][key]
+
+
+def _check_budget(where: str, nfe: int, name: str, method: dict[str, Any]) -> None:
+    second_order = method["solver"] != "euler"
+    if second_order and method["grid"] == "karras" and nfe % 2 == 0:
+        raise StageError(
+            f"{where}: {nfe} cannot be spent by method {name!r}: {method['solver']} on the karras grid ends in one "
+            f"step to 0 and takes odd budgets; use {nfe - 1} or {nfe + 1}"
+        )
+    if second_order and nfe < 2:
+        raise StageError(f"{where}: {nfe} cannot be spent by method {name!r}: {method['solver']} needs two or more")
+
+
+def describe(schema: dict[str, Any]) -> str:
+    """The schema as a Markdown page: every key with its description, unit and default."""
+    lines = [f"# {schema['title']}", "", schema["description"], ""]
+    lines += ["Made from `workflow/schemas/config.schema.yaml` by `make config/README.md`. `<name>` is a name of yours.", ""]
+    lines += ["| key | unit | default | meaning |", "| --- | --- | --- | --- |"]
+    for path, node in _leaves("", schema):
+        default = f"`{yaml.safe_dump(node['default'], default_flow_style=True).split(chr(10))[0]}`" if "default" in node else ""
+        choices = f" One of: {', '.join(f'`{each}`' for each in node['enum'])}." if "enum" in node else ""
+        text = (node.get("description", "") + choices).replace("|", "\\|")
+        lines.append(f"| `{path}` | {node.get('unit', '')} | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(path: str, node: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = [(path, node)] if path and ("description" in node or not node.get("properties")) else []
+    prefix = f"{path}." if path else ""
+    for key, child in node.get("properties", {}).items():
+        found += _leaves(prefix + key, child)
+    if isinstance(others := node.get("additionalProperties"), dict) and others.get("properties"):
+        found += _leaves(f"{prefix}<name>", others)
+    return found

@@ -1,0 +1,60 @@
+"""EDM's preconditioned denoiser, per subspace of a noise path (paper, Section 4.3; arXiv:2206.00364, Table 1)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anisodiff.paths import NoisePath
+
+
+class Denoiser(nn.Module):
+    """A raw network F seen as denoiser D, score or flow over a noise path.
+
+    States are coefficients `z` of the path's basis and levels are variances `g [B, J]`, so it serves any grid and any
+    solver. `evaluations` counts the calls of the network.
+
+    Args:
+        network: `F(x [B, C, H, W], noise_label [B], class_labels [B, classes] or None)`, of x's shape.
+        path: gives basis and label weights. Its schedule is not used here.
+        sigma_data: standard deviation of the data.
+    """
+
+    def __init__(self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5):
+        super().__init__()
+        self.network, self.path, self.sigma_data = network, path, sigma_data
+        self.evaluations = 0
+
+    def _raw(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
+        """Coefficients of F's output."""
+        self.evaluations += 1
+        x_in = self.path.to_pixels(self.path.scale(z, (g + self.sigma_data**2).rsqrt()))
+        noise_label = (self.path.mean_log(g) / 8).to(z.dtype).expand(len(z))
+        return self.path.from_pixels(self.network(x_in, noise_label, labels))
+
+    def flow(
+        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """`M^{1/2} score = -eps_hat`, without the cancellation in `D - x` (paper, Eq. 4).
+
+        Args:
+            z: noisy coefficients.
+            g: variance in each subspace.
+            labels: one-hot classes.
+        """
+        s = self.sigma_data
+        g = g.to(torch.promote_types(z.dtype, torch.float32))
+        raw = self._raw(z, g, labels)
+        return self.path.scale(raw, s * (g + s**2).rsqrt()) - self.path.scale(z, g.sqrt() / (g + s**2))
+
+    def denoise(
+        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Coefficients of D, the estimate of x0's mean given the noisy coefficients: `z + M^{1/2} flow`."""
+        return z + self.path.scale(self.flow(z, g, labels), g.sqrt())
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """D in pixels at isotropic standard deviations `sigma`: EDM's denoiser."""
+        g = sigma.square()[:, None].expand(-1, self.path.subspaces.count)
+        return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))

@@ -1,0 +1,251 @@
+"""The training stages: a base network from nothing, finetuning on a path, and the warp of a path."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anisodiff import checkpoints, data
+from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError, key_of, provenance
+from anisodiff.losses import edm_loss, tlsm_loss, warp_loss
+from anisodiff.networks import UNet
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
+from anisodiff.subspaces import Subspaces, partition
+from anisodiff.training import Guard, ResumeStore, Schedule, Training, run, train
+
+
+def schedule_of(settings: dict[str, Any], kimg: float | None = None) -> Schedule:
+    """The training schedule among a stage's settings."""
+    names = ("kimg", "batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed")
+    return Schedule(**{name: settings[name] for name in names} | ({} if kimg is None else {"kimg": kimg}))
+
+
+class _Batches:
+    """Draws of one dataset on one device, each from the CPU generator that it is given."""
+
+    def __init__(self, dataset: dict[str, Any], device: str):
+        self.images, self.heldout = data.load(dataset["source"]).split(dataset["heldout"])
+        self.flips, self.use_labels, self.device = dataset["flips"], dataset["labels"], device
+
+    def images_and_labels(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        x0, labels = self.images.batch(count, generator, self.flips)
+        return x0.to(self.device), labels.to(self.device) if self.use_labels else None
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def uniform(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, generator=generator, dtype=torch.float64).to(self.device)
+
+
+def initial_path(dataset: dict[str, Any], settings: dict[str, Any]) -> NoisePath:
+    """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the path: kind, subspaces, label weights, c, knots.
+    """
+    images, _ = data.load(dataset["source"]).split(dataset["heldout"])
+    subspaces = Subspaces(partition(images.shape[-1], settings["subspaces"]))
+    g_min, g_max = dataset["g_min"], dataset["sigma_max"] ** 2
+    if settings["kind"] == "karras":
+        logs = karras_logs(settings["knots"], g_min, dataset["sigma_min"], dataset["sigma_max"])
+        schedule = KnotSchedule(logs.expand(subspaces.count, -1))
+    else:
+        variances = subspaces.dct(data.to_unit(images.pixels).to(torch.float64)).var(0)
+        members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
+        schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
+    return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
+
+
+def label_weights(subspaces: Subspaces, kind: str) -> Tensor | None:
+    """Weights of the mean log-level: "rank", or "equal" per subspace as the paper's J = 2."""
+    if kind == "equal":
+        return torch.full((subspaces.count,), 1 / subspaces.count, dtype=torch.float64)
+    return None
+
+
+def split_path(path: NoisePath, kind: str, weights: str) -> NoisePath:
+    """A path on a finer partition whose every subspace starts as a copy of the one (isotropic) schedule."""
+    subspaces = Subspaces(partition(len(path.subspaces.index), kind))
+    logs = path.schedule.curve.logs.detach()
+    if len(logs) == subspaces.count and torch.equal(path.subspaces.index, subspaces.index):
+        return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))
+    if len(logs) != 1:
+        raise StageError(f"subspaces: a path of {len(logs)} subspaces cannot start one on {kind}: start from J = 1")
+    return NoisePath(subspaces, KnotSchedule(logs.expand(subspaces.count, -1)), label_weights(subspaces, weights))
+
+
+def _edm_sigma(count: int, generator: torch.Generator) -> Tensor:
+    """EDM's log-normal noise levels."""
+    return (torch.randn(count, generator=generator) * 1.2 - 1.2).exp()
+
+
+def pretrain(dataset: dict[str, Any], settings: dict[str, Any], output: Path, device: str = "cpu") -> None:
+    """Train a base network from random weights with EDM's loss."""
+    batches = _Batches(dataset, device)
+    torch.manual_seed(settings["seed"])
+    channels, size, _ = batches.images.shape
+    network = UNet(size, channels, batches.images.classes if dataset["labels"] else 0, **settings["network"])
+    path = NoisePath(Subspaces(partition(size, "whole")), KnotSchedule(torch.tensor([[0.0, 1.0]])))
+    _train_network(dataset, settings, network, path, batches, [], output, None, {"kimg": 0.0})
+
+
+def finetune(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    start_network: Path,
+    start_path: Path,
+    output: Path,
+    output_path: Path,
+    device: str = "cpu",
+) -> None:
+    """Finetune a network, and learn its path where the loss is TLSM.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the run: loss, rates, batch, ...
+        start_network: weights to start from.
+        start_path: path to start from.
+        output: the averaged weights; kimg counts from the base network.
+        output_path: the averaged path; with EDM's loss, the path it was given.
+    """
+    network, about = checkpoints.load_network(start_network)
+    start, path_about = checkpoints.load_path(start_path)
+    path = split_path(start, settings["subspaces"], settings["label_weights"])
+    batches = _Batches(dataset, device)
+    _train_network(
+        dataset, settings, network, path, batches, [start_network, start_path], output, output_path, about, path_about
+    )
+
+
+def _train_network(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    network: UNet,
+    path: NoisePath,
+    batches: _Batches,
+    inputs: list[Path],
+    output: Path,
+    output_path: Path | None,
+    *abouts: dict[str, Any],
+) -> None:
+    schedule = schedule_of(settings)
+    network.train().requires_grad_(True)
+    network, path = network.to(batches.device), path.to(batches.device)
+    learns_path = settings["loss"] == "tlsm"
+    modules = {"network": network} | ({"path": path.schedule} if learns_path else {})
+    rates = {"network": settings["learning_rate"]} | ({"path": settings["path_learning_rate"]} if learns_path else {})
+    denoiser = Denoiser(network, path, dataset["sigma_data"])
+    shape = (schedule.batch, *batches.images.shape)
+
+    def mean_edm_loss(generator: torch.Generator) -> Tensor:
+        x0, labels = batches.images_and_labels(schedule.batch, generator)
+        sigma = _edm_sigma(schedule.batch, generator).to(batches.device)
+        return edm_loss(denoiser, x0, batches.normal(shape, generator), sigma, labels).mean()
+
+    def mean_tlsm_loss(generator: torch.Generator) -> Tensor:
+        x0, labels = batches.images_and_labels(schedule.batch, generator)
+        eps, t = batches.normal(shape, generator), batches.uniform(schedule.batch, generator)
+        probes = None
+        if settings["gradient"] == "full":
+            count = max(1, round(settings["share"] * schedule.batch))
+            signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
+            probes = torch.where(signs, -1.0, 1.0).to(batches.device)
+        return tlsm_loss(denoiser, x0, eps, t, labels, settings["c"], probes).mean()
+
+    training = Training(modules, rates)
+    guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
+    records = train(training, schedule, mean_tlsm_loss if learns_path else mean_edm_loss, guard)
+    seconds = _drive(records, training, schedule, settings, inputs, output)
+    kimg = abouts[0]["kimg"] + training.step * schedule.batch / 1000
+    about = provenance({"dataset": dataset, "run": settings}, list(abouts))
+    about |= {"kimg": kimg, "seconds": seconds, "stopped_early": training.stopped_early}
+    if output_path is not None:
+        learned = training.ema["path"] if learns_path else path.schedule
+        checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
+    checkpoints.save_network(output, training.ema["network"], **about)
+
+
+def _drive(records, training, schedule, settings, inputs, output: Path) -> float:
+    """Run to the end from the newest resume state, and clear the states. Returns the seconds this process took."""
+    began = time.monotonic()
+    store = ResumeStore(output.parent / ".state" / output.stem, key_of(settings, inputs))
+    store.load(training)
+    run(records, training, schedule, store, output.with_suffix(".jsonl"), settings["save_seconds"], output.stem)
+    store.clear()
+    return round(time.monotonic() - began, 1)
+
+
+def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
+    """Watch TLSM's loss on fixed held-out images, at stratified times with fixed noise.
+
+    At the first held-out check the constant c and the draws are those of training, so a rise means that path and
+    network have come apart.
+    """
+    generator = torch.Generator().manual_seed(settings["seed"])
+    repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
+    index = torch.arange(len(batches.heldout)).repeat(repeats)
+    x0 = data.to_unit(batches.heldout.pixels[index]).to(batches.device)
+    labels = batches.heldout.one_hot(index).to(batches.device) if batches.use_labels else None
+    eps = batches.normal(tuple(x0.shape), generator)
+    order = torch.randperm(len(index), generator=generator)
+    t = ((order + 0.5) / len(index)).to(torch.float64).to(batches.device)
+
+    def loss() -> float:
+        denoiser.network.eval()
+        with torch.no_grad():
+            value = float(tlsm_loss(denoiser, x0, eps, t, labels, settings["c"]).mean())
+        denoiser.network.train()
+        return value
+
+    every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
+    return Guard(loss, every, settings["guard_tolerance"])
+
+
+def learn_warp(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    network_file: Path,
+    path_file: Path,
+    output: Path,
+    device: str = "cpu",
+) -> None:
+    """Learn the time warp of a path under a network (paper, Section 5.2).
+
+    The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`.
+    """
+    network, about = checkpoints.load_network(network_file)
+    path, path_about = checkpoints.load_path(path_file)
+    batches = _Batches(dataset, device)
+    path = path.to(device).requires_grad_(False)
+    denoiser = Denoiser(network.to(device), path, dataset["sigma_data"])
+    warp = Warp(path, knots=settings["knots"]).to(device)
+    schedule = schedule_of(settings)
+    shape = (schedule.batch, *batches.images.shape)
+
+    def mean_loss(generator: torch.Generator) -> Tensor:
+        x0, labels = batches.images_and_labels(schedule.batch, generator)
+        eps = batches.normal(shape, generator)
+        draw: Callable[[], Tensor] = lambda: batches.uniform(schedule.batch, generator)  # noqa: E731
+        start = draw().clamp(min=1e-6)
+        window = (draw() if settings["window"] == "uniform" else 1.0) / settings["steps"]
+        end = (start - window).clamp(min=0)
+        test = torch.lerp(end, start, draw())
+        return warp_loss(denoiser, path, warp, x0, eps, start, end, test, labels, settings["c"]).mean()
+
+    training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
+    seconds = _drive(
+        train(training, schedule, mean_loss), training, schedule, settings, [network_file, path_file], output
+    )
+    settings_of_all = {"dataset": dataset, "warp": settings}
+    checkpoints.save_warp(
+        output, copy.deepcopy(training.ema["warp"]), seconds=seconds, **provenance(settings_of_all, [about, path_about])
+    )

@@ -1,0 +1,69 @@
+"""Generation with one seed an image: noise and label of image n depend on seed n alone."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from anisodiff.data import to_uint8
+from anisodiff.denoiser import Denoiser
+from anisodiff.grids import Levels
+from anisodiff.solvers import Step, solve
+
+
+def draw(
+    seeds: Sequence[int], shape: tuple[int, int, int], classes: int
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
+    """Standard normal noise in pixels, and one-hot labels, from one CPU generator a seed.
+
+    Args:
+        seeds: of the images.
+        shape: channels, height, width.
+        classes: number of classes; 0 gives no labels.
+    """
+    noise, labels = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise.append(torch.randn(shape, generator=generator))
+        if classes:
+            labels.append(torch.randint(classes, (), generator=generator))
+    one_hot = functional.one_hot(torch.stack(labels), classes).to(torch.float32) if classes else None
+    return torch.stack(noise), one_hot
+
+
+def start(denoiser: Denoiser, noise: Float[Tensor, "b c h w"], levels: Levels) -> Float[Tensor, "b c h w"]:
+    """Coefficients at the first level: `sqrt(g_k(T)) eps` of the path."""
+    return denoiser.path.scale(denoiser.path.from_pixels(noise), levels.nodes[0].to(noise.device))
+
+
+def generate(
+    denoiser: Denoiser,
+    levels: Levels,
+    step: Step,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    classes: int,
+    batch: int,
+    device: str = "cpu",
+) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
+    """Yield seeds and their images, a batch at a time. The last batch is padded: kernels differ with the batch size.
+
+    Args:
+        denoiser: network over the path.
+        levels: the grid.
+        step: the solver's step.
+        seeds: one an image.
+        shape: channels, height, width.
+        classes: number of classes; 0 for an unconditional network.
+        batch: images at a time.
+        device: where to compute.
+    """
+    for first in range(0, len(seeds), batch):
+        chosen = seeds[first : first + batch]
+        padded = [*chosen, *[chosen[-1]] * (batch - len(chosen))]
+        noise, labels = draw(padded, shape, classes)
+        labels = None if labels is None else labels.to(device)
+        z = solve(denoiser, start(denoiser, noise.to(device), levels), levels, step, labels)
+        yield chosen, to_uint8(denoiser.path.to_pixels(z))[: len(chosen)].cpu()

@@ -1,0 +1,96 @@
+"""Grids: the levels (standard deviations) at which a solver evaluates a path."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.files import StageError
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.schedules import karras_sigmas
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Standard deviations in each subspace, falling. A last node of 0 means one plain Euler step.
+
+    Attributes:
+        nodes: where steps begin and end, `[N, B or 1, J]`.
+        inner: evaluation point of each step for solvers that take one between the nodes, `[N-1, B or 1, J]`; not
+            used on a step to 0.
+    """
+
+    nodes: Float[Tensor, "n b j"]
+    inner: Float[Tensor, "m b j"]
+
+    def __post_init__(self) -> None:
+        if len(self.nodes) < 2 or len(self.inner) != len(self.nodes) - 1:
+            raise StageError(f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes")
+        if not (self.nodes.diff(dim=0) < 0).all() or (self.nodes < 0).any():
+            raise StageError("grid: levels must fall from node to node: check the path and the grid")
+
+    @property
+    def steps(self) -> int:
+        return len(self.nodes) - 1
+
+    @property
+    def ends_at_zero(self) -> bool:
+        return bool((self.nodes[-1] == 0).all())
+
+
+def _with_zero(nodes: Tensor, inner: Tensor) -> Levels:
+    zero = torch.zeros_like(nodes[:1])
+    return Levels(torch.cat([nodes, zero]), torch.cat([inner, zero]))
+
+
+def karras(points: int, subspaces: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Levels:
+    """EDM's grid with a last node of 0; inner points half-way in the index (arXiv:2206.00364, Eq. 5).
+
+    Args:
+        points: nodes above 0.
+        subspaces: J; every subspace gets the same level.
+        sigma_min: last node before 0.
+        sigma_max: first node.
+        rho: the grid's exponent.
+    """
+    share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
+    sigmas = karras_sigmas(share, sigma_min, sigma_max, rho) if points > 1 else torch.tensor([sigma_max])
+    sigmas = sigmas.to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
+    return _with_zero(sigmas[::2], sigmas[1::2])
+
+
+def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: bool = True) -> Levels:
+    """Points uniform in (warped) time from t = 1 to t = 0; inner points half-way in time (paper, Algorithm 1).
+
+    Args:
+        path: whose levels are taken.
+        points: nodes, t = 0 among them.
+        warp: r(t; gamma); None takes t itself.
+        denoise: go on from t = 0's level to 0 with a last Euler step.
+    """
+    t = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
+    with torch.no_grad():
+        sigmas = path(t if warp is None else warp(t)[0]).sigma[:, None]
+    nodes, inner = sigmas[::2], sigmas[1::2]
+    return _with_zero(nodes, inner) if denoise else Levels(nodes, inner)
+
+
+def spend(nfe: int, order: int, build: Callable[[int, bool], Levels]) -> Levels:
+    """Levels on which a single-step solver of this order spends `nfe` evaluations.
+
+    Args:
+        nfe: the budget; each step costs `order` evaluations, but a step to 0 costs one.
+        order: evaluations a step.
+        build: makes the levels from a number of points above 0 and whether a step to 0 follows.
+
+    Raises:
+        StageError: the budget cannot be spent.
+    """
+    steps, rest = divmod(nfe, order)
+    denoise = order == 1 or rest == 1
+    points = steps + 1 if order > 1 else steps
+    if nfe < 1 or (order > 1 and steps < 1):
+        raise StageError(f"nfe: {nfe} is too small for a solver of {order} evaluations a step: use {order} or more")
+    return build(points, denoise)

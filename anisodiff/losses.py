@@ -1,0 +1,141 @@
+"""Training losses, one value an image: EDM's, trajectory-level score matching (TLSM), and the warp's.
+
+Noise, times and levels are arguments, so a loss is a function and its randomness belongs to the caller. Sums run over
+all coefficients; callers take the mean over the batch.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.denoiser import Denoiser
+from anisodiff.path_gradient import flow_derivative
+from anisodiff.paths import NoisePath, Warp
+
+
+def edm_loss(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "b c h w"],
+    eps: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    labels: Float[Tensor, "b k"] | None = None,
+) -> Float[Tensor, " b"]:
+    """EDM's loss (arXiv:2206.00364, Table 1), isotropic: `(sigma^2 + s^2) / (sigma s)^2 ||D(x_t) - x0||^2`.
+
+    Args:
+        denoiser: over a path of any schedule.
+        x0: clean images in [-1, 1].
+        eps: standard normal noise.
+        sigma: standard deviation for each image; EDM draws `exp(-1.2 + 1.2 N(0, 1))`.
+        labels: one-hot classes.
+    """
+    path = denoiser.path
+    g = sigma.square()[:, None].expand(-1, path.subspaces.count)
+    eps = path.from_pixels(eps)
+    flow = denoiser.flow(path.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
+    weight = (sigma.square() + denoiser.sigma_data**2) / denoiser.sigma_data**2
+    return weight * (flow + eps).square().flatten(1).sum(1)
+
+
+def tlsm_loss(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "b c h w"],
+    eps: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+    labels: Float[Tensor, "b k"] | None = None,
+    c: float = 1.0,
+    probes: Float[Tensor, "p n c h w"] | None = None,
+) -> Float[Tensor, " b"]:
+    """Trajectory-level score matching `||(M + c I)^{-1/2} Mdot M^{-1/2} (flow(x_t, t) + eps)||^2` (paper, Eq. 15).
+
+    The gradient in the path's parameters passes through x_t and through the weights in front; the flow's direct
+    dependence on them is held constant, and supplied by `flow_derivative` where probes are given ("full" gradient).
+
+    Args:
+        denoiser: network over the path that is trained.
+        x0: clean images in [-1, 1].
+        eps: standard normal noise, in the path's coefficients.
+        t: times in [0, 1].
+        labels: one-hot classes.
+        c: scale of the data's variance in the weight.
+        probes: random probes with `E[e e^T] = I` for the first n images of the batch, whose gradient in the path gets
+            the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
+    """
+    path = denoiser.path
+    noise = path(t)
+    z = path.from_pixels(x0) + path.scale(eps, noise.sigma)
+    weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)
+    g = noise.g.detach()
+
+    def error(flow: Tensor, part: slice) -> Tensor:
+        return (path.subspaces.reduce((flow + eps[part]).square()) * weight[part]).sum(1)
+
+    if probes is None:
+        return error(denoiser.flow(z, g, labels), slice(None))
+    count = probes.shape[1]
+    head, tail = slice(0, count), slice(count, None)
+    label = lambda part: None if labels is None else labels[part]  # noqa: E731
+    flow, derivative = flow_derivative(
+        denoiser, z[head], g[head], label(head), probes,
+        lambda flow: 2 * path.scale(flow + eps[head], weight[head].detach()),
+    )  # fmt: skip
+    log_g = noise.g[head].log()
+    correction = ((log_g - log_g.detach()) * derivative).sum(1) * (len(z) / count)
+    losses = error(flow, head) + correction.to(z.dtype)
+    if count < len(z):
+        losses = torch.cat([losses, error(denoiser.flow(z[tail], g[tail], label(tail)), tail)])
+    return losses
+
+
+def warp_loss(
+    denoiser: Denoiser,
+    path: NoisePath,
+    warp: Warp,
+    x0: Float[Tensor, "b c h w"],
+    eps: Float[Tensor, "b c h w"],
+    start: Float[Tensor, " b"],
+    end: Float[Tensor, " b"],
+    test: Float[Tensor, " b"],
+    labels: Float[Tensor, "b k"] | None = None,
+    c: float = 0.5,
+) -> Float[Tensor, " b"]:
+    """Discretisation loss of one midpoint step in warped time, plus the score-matching loss L_hat at its start.
+
+    Paper, Section 5.2 and Eq. 20. Nothing is held constant: the network is evaluated at the warped levels.
+
+    Args:
+        denoiser: network over the path; its parameters are not trained here.
+        path: the path whose time is warped.
+        warp: r(t; gamma).
+        x0: clean images in [-1, 1].
+        eps: standard normal noise, in the path's coefficients.
+        start: time at which the step starts, in [0, 1].
+        end: time at which it ends, at most `start`; the evaluation point is half-way.
+        test: time between the two at which velocities are compared.
+        labels: one-hot classes.
+        c: scale of the data's variance in the weight.
+    """
+
+    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at warped time."""
+        r, rate = warp(t)
+        noise = path(r)
+        return noise.g, noise.sigma, noise.g_dot * rate[:, None] * ((noise.g + c) * noise.g).rsqrt()
+
+    g, sigma, weight = at(start)
+    z = path.from_pixels(x0) + path.scale(eps, sigma)
+    flow = denoiser.flow(z, g, labels)
+    score_matching = path.subspaces.reduce(2 * flow * (flow + eps)) * weight.square().to(z.dtype)
+
+    g_hat, sigma_hat, _ = at((start + end) / 2)
+    delta = sigma_hat - sigma
+    flow_hat = denoiser.flow(z - path.scale(flow, delta), g_hat, labels)
+
+    g_test, sigma_test, weight_test = at(test)
+    step = sigma_test - sigma
+    change = flow_hat - flow
+    reached = z - path.scale(flow, step) - path.scale(change, step.square() / (2 * delta))
+    interpolated = flow + path.scale(change, step / delta)
+    error = denoiser.flow(reached, g_test, labels) - interpolated
+    discretisation = path.subspaces.reduce(error.square()) * weight_test.square().to(z.dtype)
+    return (discretisation + score_matching).sum(1)

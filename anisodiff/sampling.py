@@ -1,0 +1,236 @@
+"""The sampling stages: feature statistics of seed ranges, and trajectories for the figures."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anisodiff import checkpoints, data, frechet, grids
+from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError, key_of, provenance, write_text
+from anisodiff.generation import draw, generate, start
+from anisodiff.grids import Levels
+from anisodiff.networks import UNet
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.solvers import ORDERS, STEPS, State, solve
+
+PREVIEW = 64  # images of a range that are kept to look at
+
+
+def levels_of(
+    method: dict[str, Any], nfe: int, dataset: dict[str, Any], path: NoisePath, warp: Warp | None = None
+) -> Levels:
+    """The levels on which a method spends its budget.
+
+    Args:
+        method: its settings (grid, solver).
+        nfe: the budget of denoiser evaluations an image.
+        dataset: sigma_min and sigma_max of the Karras grid.
+        path: the method's path.
+        warp: for the grid "warped".
+
+    Raises:
+        StageError: the solver cannot spend exactly this budget on this grid.
+    """
+    order = ORDERS[method["solver"]]
+    if method["grid"] == "karras":
+        if order == 2 and nfe % 2 == 0:
+            raise StageError(
+                f"nfe: {method['solver']} on the karras grid ends in one step to 0 and spends odd budgets only: "
+                f"use {nfe - 1} or {nfe + 1} instead of {nfe}"
+            )
+        build = partial(_karras, dataset=dataset, path=path)
+    else:
+        build = partial(_uniform, path=path, warp=warp)
+    return grids.spend(nfe, order, build)
+
+
+def _karras(points: int, denoise: bool, dataset: dict[str, Any], path: NoisePath) -> Levels:
+    return grids.karras(points, path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"])
+
+
+def _uniform(points: int, denoise: bool, path: NoisePath, warp: Warp | None) -> Levels:
+    return grids.uniform(path, points, warp, denoise)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A method's network, path and warps, read from their files.
+
+    Attributes:
+        dataset: settings of the dataset.
+        method: settings of the method.
+        files: network, path, then one warp for every budget, or one for all, or none.
+        device: where to compute.
+    """
+
+    dataset: dict[str, Any]
+    method: dict[str, Any]
+    files: Sequence[Path]
+    device: str
+
+    def __post_init__(self) -> None:
+        network, about = checkpoints.load_network(self.files[0])
+        path, path_about = checkpoints.load_path(self.files[1])
+        object.__setattr__(self, "abouts", [about, path_about])
+        object.__setattr__(self, "path", path)
+        denoiser = Denoiser(network, path, self.dataset["sigma_data"]).to(self.device)
+        object.__setattr__(self, "denoiser", denoiser)
+
+    @property
+    def network(self) -> UNet:
+        return self.denoiser.network
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        config = self.network.config
+        return config["channels"], config["image_size"], config["image_size"]
+
+    @property
+    def classes(self) -> int:
+        return self.network.config["classes"] if self.dataset["labels"] else 0
+
+    def warp_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
+        warps = self.files[2:]
+        if (self.method["grid"] == "warped") != bool(warps) or len(warps) not in (0, 1, len(nfes)):
+            raise StageError("warps: give one for the grid 'warped', or one a budget, and none for other grids")
+        return None if not warps else warps[0] if len(warps) == 1 else warps[list(nfes).index(nfe)]
+
+    def levels(self, nfe: int, warp_file: Path | None) -> Levels:
+        warp = None if warp_file is None else checkpoints.load_warp(warp_file, self.path)[0]
+        return levels_of(self.method, nfe, self.dataset, self.path, warp)
+
+
+def sample(
+    dataset: dict[str, Any],
+    method: dict[str, Any],
+    nfes: Sequence[int],
+    seeds: tuple[int, int],
+    batch: int,
+    files: Sequence[Path],
+    features: tuple[str, Path],
+    output: Path,
+    device: str = "cpu",
+) -> None:
+    """Feature statistics of one seed range at every budget.
+
+    Each budget's cell is a file of its own beside the manifest `output`, named by budget and range and marked with a
+    key of its settings and inputs: a run that was stopped, or that got a new budget, makes only what is missing.
+
+    Args:
+        dataset: settings of the dataset.
+        method: settings of the method.
+        nfes: budgets.
+        seeds: first and last seed, inclusive.
+        batch: images at a time.
+        files: network, path, warps (see `Sampler`).
+        features: kind and file of the feature network.
+        output: JSON manifest of the cells.
+        device: where to compute.
+    """
+    from tqdm import tqdm
+
+    sampler = Sampler(dataset, method, files, device)
+    extract = frechet.FEATURES[features[0]](features[1], device)
+    seed_list = range(seeds[0], seeds[1] + 1)
+    cells = []
+    bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
+    for nfe in nfes:
+        warp_file = sampler.warp_file(nfe, nfes)
+        inputs = [*files[:2], *([] if warp_file is None else [warp_file]), features[1]]
+        settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
+        key = key_of(settings, inputs)
+        cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
+        if not _is_made(cell, key):
+            _make_cell(sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, key, settings, bar)
+        cells.append(str(cell.relative_to(output.parent)))
+    bar.close()
+    write_text(output, json.dumps(cells, indent=1) + "\n")
+
+
+def _is_made(cell: Path, key: str) -> bool:
+    try:
+        return checkpoints.header(cell)["key"] == key
+    except (StageError, KeyError):
+        return False
+
+
+def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar) -> None:
+    began = time.monotonic()
+    step = STEPS[sampler.method["solver"]]
+    statistics, preview, spent = None, [], 0
+    before, batches = sampler.denoiser.evaluations, 0
+    for chosen, images in generate(
+        sampler.denoiser, levels, step, seeds, sampler.shape, sampler.classes, batch, sampler.device
+    ):
+        found = extract(images)
+        statistics = statistics or frechet.FeatureStatistics(found.shape[1])
+        statistics.add(found)
+        preview.append(images[: max(0, PREVIEW - spent)])
+        spent += len(preview[-1])
+        batches += 1
+        bar.update(len(chosen))
+    about = provenance(settings, sampler.abouts) | {
+        "key": key,
+        "evaluations": (sampler.denoiser.evaluations - before) / batches,
+        "kimg": sampler.abouts[0]["kimg"],
+        "stopped_early": any(each.get("stopped_early", False) for each in sampler.abouts),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
+
+
+def reference(dataset: dict[str, Any], features: tuple[str, Path], output: Path, device: str = "cpu") -> None:
+    """Feature statistics of all of a dataset's images."""
+    images = data.load(dataset["source"]).pixels
+    extract = frechet.FEATURES[features[0]](features[1], device)
+    parts = [extract(part) for part in images.split(256)]
+    statistics = frechet.FeatureStatistics(parts[0].shape[1])
+    for part in parts:
+        statistics.add(part)
+    about = provenance({"dataset": dataset, "features": features[0]}) | {"features": features[0]}
+    checkpoints.save(output, statistics.tensors() | {"preview": images[:PREVIEW]}, about)
+
+
+def trajectory(
+    dataset: dict[str, Any],
+    method: dict[str, Any],
+    nfe: int,
+    seeds: Sequence[int],
+    files: Sequence[Path],
+    output: Path,
+    device: str = "cpu",
+) -> None:
+    """Denoised estimates and states of a few images at every node of a method's grid, for the figures.
+
+    Writes `denoised` and `states` `[nodes, images, C, H, W]` in pixels, and `levels` `[nodes, J]`.
+    """
+    sampler = Sampler(dataset, method, files, device)
+    levels = sampler.levels(nfe, sampler.warp_file(nfe, [nfe]))
+    noise, labels = draw(seeds, sampler.shape, sampler.classes)
+    denoiser, path = sampler.denoiser, sampler.path
+    states = [start(denoiser, noise.to(device), levels)]
+
+    def watch(k: int, state: State) -> None:
+        states.append(state.z)
+
+    labels = None if labels is None else labels.to(device)
+    solve(denoiser, states[0], levels, STEPS[method["solver"]], labels, watch)
+
+    def denoised(z: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser.denoise(z, sigma.to(device).square(), labels) if (sigma > 0).all() else z
+
+    with torch.no_grad():
+        clean = [path.to_pixels(denoised(z, sigma)) for z, sigma in zip(states, levels.nodes, strict=True)]
+    tensors = {
+        "denoised": torch.stack(clean),
+        "states": torch.stack([path.to_pixels(z) for z in states]),
+        "levels": levels.nodes[:, 0],
+    }
+    checkpoints.save(output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts))

@@ -1,0 +1,183 @@
+"""From feature statistics to tidy tables: one distance a seed range, one row a cell, one page a reader."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from anisodiff import checkpoints, frechet
+from anisodiff.files import StageError, write_text
+
+COLUMNS = [
+    "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features", "version", "commit",
+]  # fmt: skip
+
+
+def distances(
+    dataset: str, reference: Path, manifests: Sequence[Path], images: int, features: str, output: Path
+) -> None:
+    """One row a method, budget and seed range: the distance of its summed shards to the reference.
+
+    Args:
+        dataset: its name.
+        reference: feature statistics of the data.
+        manifests: of the sampling jobs, one a method and shard, in folders named by method.
+        images: images of a seed range; shards are summed in the order of their seeds.
+        features: kind of the feature network.
+        output: CSV file.
+    """
+    truth = frechet.FeatureStatistics.of(checkpoints.read(reference)[0])
+    shards: dict[tuple, list] = {}
+    for manifest in manifests:
+        for cell in json.loads(manifest.read_text()):
+            tensors, about = checkpoints.read(manifest.parent / cell)
+            settings = about["settings"]
+            first = settings["seeds"][0]
+            key = (manifest.parent.name, settings["nfe"], first // images)
+            shards.setdefault(key, []).append((first, frechet.FeatureStatistics.of(tensors), about))
+    rows = []
+    for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
+        parts.sort(key=lambda part: part[0])
+        total = parts[0][1]
+        for _, statistics, _ in parts[1:]:
+            total = total + statistics
+        if total.count != images:
+            raise StageError(f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest")
+        abouts = [about for _, _, about in parts]
+        rows.append(
+            {
+                "dataset": dataset,
+                "method": method,
+                "nfe": nfe,
+                "range": seed_range,
+                "images": total.count,
+                "evaluations": max(about["evaluations"] for about in abouts),
+                "distance": frechet.distance(total, truth),
+                "features": features,
+                "kimg": abouts[0]["kimg"],
+                "stopped_early": any(about["stopped_early"] for about in abouts),
+                "seconds": sum(about["seconds"] for about in abouts),
+                "version": " ".join(sorted({each for about in abouts for each in about["versions"]})),
+                "commit": " ".join(sorted({each for about in abouts for each in about["commits"]})),
+            }
+        )
+    write_text(output, pd.DataFrame(rows).to_csv(index=False))
+
+
+def cells(distance_rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """One row a cell: mean, standard deviation (N - 1; empty for one range) and minimum over its seed ranges."""
+    groups = distance_rows.groupby(["dataset", "method", "nfe"], sort=False)
+    table = groups.agg(
+        evaluations=("evaluations", "max"),
+        images=("images", "min"),
+        ranges=("range", "nunique"),
+        mean=("distance", "mean"),
+        std=("distance", "std"),
+        min=("distance", "min"),
+        features=("features", "first"),
+        version=("version", _union),
+        commit=("commit", _union),
+    ).reset_index()
+    rank = {name: index for index, name in enumerate(order)}
+    return table.sort_values(["method", "nfe"], key=lambda column: column.map(rank) if column.name == "method" else column)[
+        COLUMNS
+    ]
+
+
+def _union(values: pd.Series) -> str:
+    return " ".join(sorted({each for value in values for each in value.split()}))
+
+
+def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path) -> None:
+    """Write `table.csv`, `table.md` and `table.tex` into the folder `output`.
+
+    Args:
+        distance_file: from `distances`.
+        methods: settings of the methods, in the order of the rows.
+        output: folder.
+    """
+    rows = pd.read_csv(distance_file)
+    tidy = cells(rows, list(methods))
+    write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
+    page = Page(tidy, rows, methods)
+    write_text(output / "table.md", page.markdown())
+    write_text(output / "table.tex", page.latex())
+
+
+class Page:
+    """Method by budget, with the best of each column marked and what a reader must know below.
+
+    Args:
+        tidy: from `cells`.
+        rows: from `distances`.
+        methods: settings of the methods.
+    """
+
+    def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, dict[str, Any]]):
+        self.tidy, self.methods = tidy, methods
+        self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
+        self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
+        first = rows.groupby("method").first()
+        self.kimg, self.early = first["kimg"], first["stopped_early"]
+        self.newest = tidy["version"].mode()[0]
+
+    def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:
+        cell = self.cell.get((method, nfe))
+        if cell is None:
+            return ""
+        text = f"{cell.mean:.2f}"
+        if cell.ranges > 1:
+            text += f"{plus_minus}{cell.std:.2f}"
+        if cell.mean == self.mean[nfe].min():
+            text = bold.format(text)
+        return text + (dagger if cell.version != self.newest else "")
+
+    def _rows(self, bold: str, plus_minus: str, dagger: str, early: str) -> list[list[str]]:
+        rows = []
+        for method, settings in self.methods.items():
+            name = method + (early if self.early[method] else "")
+            made_of = [settings["network"], settings["path"], settings["grid"], settings["solver"]]
+            entries = [self._entry(method, nfe, bold, plus_minus, dagger) for nfe in self.mean.columns]
+            rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *entries])
+        return rows
+
+    @property
+    def _head(self) -> list[str]:
+        return ["method", "network", "path", "grid", "solver", "kimg", *(f"NFE {nfe}" for nfe in self.mean.columns)]
+
+    def _notes(self, plus_minus: str, dagger: str, early: str) -> list[str]:
+        ranges = self.tidy.groupby("nfe")["ranges"].max()
+        several = ", ".join(f"{nfe} ({count} ranges)" for nfe, count in ranges.items() if count > 1)
+        notes = [
+            f"{frechet.TITLES[self.tidy['features'].iloc[0]]}: lower is better, the best of each column is bold. "
+            f"{self.tidy['images'].min()} images a seed range.",
+            f"Mean{plus_minus}standard deviation over seed ranges at NFE {several}; one range elsewhere."
+            if several
+            else "One seed range a cell: no spread is known.",
+            "kimg: thousands of images the row's network has seen since the base checkpoint.",
+        ]
+        unequal = self.tidy[self.tidy["evaluations"] != self.tidy["nfe"]]
+        if len(unequal):
+            spent = "; ".join(f"{row.method} {row.evaluations:g} of {row.nfe}" for row in unequal.itertuples())
+            notes.append(f"Evaluations made, where not the budget: {spent}.")
+        if (self.tidy["version"] != self.newest).any():
+            notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.newest}.")
+        if any(self.early[method] for method in self.methods):
+            notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
+        return notes
+
+    def markdown(self) -> str:
+        rows = [self._head, ["---"] * len(self._head), *self._rows("**{}**", " ± ", " †", " ‡")]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([*lines, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
+
+    def latex(self) -> str:
+        head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$")
+        columns = "l" * 5 + "r" * (len(head) - 5)
+        lines = [f"\\begin{{tabular}}{{{columns}}}", "\\hline", " & ".join(head) + " \\\\", "\\hline"]
+        lines += [" & ".join(row) + " \\\\" for row in body]
+        lines += ["\\hline", "\\end{tabular}"]
+        lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:")]
+        return "\n".join(lines) + "\n"

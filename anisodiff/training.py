@@ -1,0 +1,298 @@
+"""One resumable training loop, as a generator of records; EMA, learning-rate schedule, resume state, runaway guard."""
+
+import contextlib
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anisodiff import checkpoints
+from anisodiff.files import StageError, atomic
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how fast.
+
+    Attributes:
+        kimg: thousands of images to see.
+        batch: images a step.
+        ramp_kimg: linear learning-rate warm-up.
+        ema_kimg: half-life of the weight average.
+        ema_ramp: half-life as a share of what has been seen, where that is shorter; None never shortens it.
+        seed: of the draws; those of a step depend on seed and step alone.
+    """
+
+    kimg: float
+    batch: int
+    ramp_kimg: float
+    ema_kimg: float
+    ema_ramp: float | None
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.kimg * 1000 / self.batch)
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate: warm-up, constant to half the run, then halved at every eighth of it."""
+        ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
+        return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
+
+    def ema_beta(self, step: int) -> float:
+        halflife = self.ema_kimg * 1000
+        if self.ema_ramp is not None:
+            halflife = min(halflife, self.ema_ramp * (step + 1) * self.batch)
+        return 0.5 ** (self.batch / max(halflife, 1e-8))
+
+
+@dataclass
+class Guard:
+    """Stops a run whose loss on fixed held-out data rises, and goes back to the last good state.
+
+    Attributes:
+        loss: the held-out loss at the present parameters.
+        every: steps between checks.
+        tolerance: relative rise over the best that is still good.
+    """
+
+    loss: Callable[[], float]
+    every: int
+    tolerance: float
+    best: float = math.inf
+
+
+@dataclass
+class Training:
+    """What a run carries from step to step, and can be stopped and started with.
+
+    Attributes:
+        modules: name -> module being trained.
+        rates: name -> learning rate.
+    """
+
+    modules: dict[str, nn.Module]
+    rates: dict[str, float]
+    step: int = 0
+    stopped_early: bool = False
+    heldout: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ema = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.modules.items()}
+        self.good: dict[str, Tensor] = {}
+        groups = [{"params": list(self.modules[name].parameters()), "peak": rate} for name, rate in self.rates.items()]
+        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=0.0)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every module's weights and their average, by name."""
+        named = {}
+        for kind, modules in (("now", self.modules), ("ema", self.ema)):
+            for name, module in modules.items():
+                named.update({f"{kind}/{name}/{key}": value for key, value in module.state_dict().items()})
+        return named
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.weights().items():
+                value.copy_(weights[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state; the weights of the last good state under `good/`."""
+        named = self.weights() | {f"good/{name}": value for name, value in self.good.items()}
+        for index, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"adam/{index}/{key}"] = value
+        return named
+
+    def load(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.restore(tensors)
+        self.good = {name.removeprefix("good/"): value for name, value in tensors.items() if name.startswith("good/")}
+        for index, parameter in enumerate(self.parameters):
+            prefix = f"adam/{index}/"
+            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if state:
+                moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
+                self.optimizer.state[parameter] = moved
+        self.step, self.stopped_early = about["step"], about["stopped_early"]
+        self.heldout = [tuple(each) for each in about["heldout"]]
+
+    def about(self) -> dict[str, Any]:
+        return {"step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout}
+
+
+def train(
+    training: Training,
+    schedule: Schedule,
+    loss: Callable[[torch.Generator], Tensor],
+    guard: Guard | None = None,
+    group: int = 20,
+) -> Iterator[dict[str, Any]]:
+    """Train from `training.step` on; yield a record after every step, with the mean loss every `group` steps.
+
+    Args:
+        training: the state; changed in place.
+        schedule: length, batch, rates.
+        loss: mean loss of a batch drawn with the CPU generator it is given.
+        guard: optional watch on a held-out loss.
+        group: steps a record's mean loss runs over.
+
+    Raises:
+        StageError: the loss is not finite.
+    """
+    if guard is not None and training.heldout:
+        guard.best = min(value for _, value in training.heldout)
+    losses = []
+    while training.step < schedule.steps and not training.stopped_early:
+        if guard is not None and training.step % guard.every == 0:
+            _check(training, guard)
+            if training.stopped_early:
+                yield {"step": training.step, "stopped_early": True, "heldout": training.heldout[-1][1]}
+                return
+        for each in training.optimizer.param_groups:
+            each["lr"] = each["peak"] * schedule.rate(training.step)
+        seed = (schedule.seed << 32) + training.step
+        torch.manual_seed(seed)  # dropout
+        value = loss(torch.Generator().manual_seed(seed))
+        training.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        training.optimizer.step()
+        beta = schedule.ema_beta(training.step)
+        with torch.no_grad():
+            for name, module in training.modules.items():
+                for average, now in zip(training.ema[name].parameters(), module.parameters(), strict=True):
+                    average.lerp_(now, 1 - beta)
+        training.step += 1
+        losses.append(value.detach())
+        record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
+        if training.step % group == 0 or training.step == schedule.steps:
+            record["loss"] = float(torch.stack(losses).mean())
+            losses = []
+            if not math.isfinite(record["loss"]):
+                raise StageError(f"the loss is {record['loss']} near step {training.step}: lower the learning rates")
+            if training.heldout:
+                record["heldout"] = training.heldout[-1][1]
+        yield record
+
+
+def _check(training: Training, guard: Guard) -> None:
+    value = guard.loss()
+    if training.heldout and training.heldout[-1][0] == training.step:  # resumed right after a check
+        return
+    training.heldout.append((training.step, value))
+    if not value <= guard.best * (1 + guard.tolerance):  # NaN counts as a rise
+        training.restore(training.good)
+        training.stopped_early = True
+    elif value <= guard.best:
+        guard.best = value
+        training.good = {name: tensor.clone() for name, tensor in training.weights().items()}
+
+
+class Stopped(RuntimeError):
+    """The process was asked to stop; its state is saved."""
+
+
+class ResumeStore:
+    """Resume states of one piece of work, in a folder named by its key; the last two are kept.
+
+    Args:
+        folder: where states of all keys lie.
+        key: of settings and inputs: a state of another key is never seen.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        self.folder = folder / key
+
+    def save(self, training: Training) -> None:
+        name = self.folder / f"step-{training.step:09d}.safetensors"
+        checkpoints.save(name, training.tensors(), training.about())
+        for old in self._states()[:-2]:
+            old.unlink()
+
+    def load(self, training: Training) -> bool:
+        """Take up the newest readable state; False if there is none."""
+        for path in reversed(self._states()):
+            with contextlib.suppress(StageError):
+                training.load(*checkpoints.read(path))
+                return True
+        return False
+
+    def clear(self) -> None:
+        for path in self._states():
+            path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Inside the block SIGTERM does not end the process: the callable tells whether one has come."""
+    asked = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run(
+    records: Iterator[dict[str, Any]],
+    training: Training,
+    schedule: Schedule,
+    store: ResumeStore,
+    log: Path,
+    save_seconds: float,
+    label: str,
+) -> None:
+    """Drive `train` with a progress bar, a log of JSON lines, saves, and a graceful stop on SIGTERM.
+
+    Args:
+        records: from `train`, over the same `training`.
+        training: the state, loaded from `store` where there was one.
+        schedule: for the length of the bar.
+        store: where states are saved.
+        log: file of JSON lines, one a step group; lines past the resumed step are dropped.
+        save_seconds: longest time between two saves.
+        label: name in the progress bar.
+
+    Raises:
+        Stopped: after SIGTERM, with the state saved.
+    """
+    from tqdm import tqdm
+
+    kept = []
+    if log.exists() and training.step:
+        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= training.step]
+    with atomic(log) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+    saved = time.monotonic()
+    bar = tqdm(
+        total=schedule.steps * schedule.batch, initial=training.step * schedule.batch,
+        desc=label, unit="img", unit_scale=True, mininterval=5,
+    )  # fmt: skip
+    with bar, stop_requests() as stopping, log.open("a") as lines:
+        for record in records:
+            bar.update(schedule.batch)
+            if len(record) > 2:
+                lines.write(json.dumps(record) + "\n")
+                lines.flush()
+            if stopping() or time.monotonic() - saved > save_seconds:
+                store.save(training)
+                saved = time.monotonic()
+                if stopping():
+                    raise Stopped(f"{label}: stopped at step {training.step}, state saved; start again to go on")

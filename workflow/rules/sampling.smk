@@ -1,0 +1,69 @@
+# needs: networks, paths, warps, feature network.   makes: feature statistics of seed ranges, trajectories.
+# next: results.smk
+#
+# A sampling job makes every budget of one method and seed range: single cells are seconds long at small scale. Its
+# cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
+
+
+def sample_inputs(wildcards, nfes):
+    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
+    return {
+        "network": network_file(wildcards.dataset, method["network"]),
+        "path": path_file(wildcards.dataset, method["path"]),
+        "warps": warp_files(wildcards.dataset, wildcards.method, nfes),
+    }
+
+
+def method_json(wildcards):
+    """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
+    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
+    return as_json({key: method[key] for key in ("grid", "solver")})
+
+
+rule sample:
+    """Feature statistics of one seed range of a method, at every budget."""
+    input:
+        unpack(lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.first))),
+        features=lambda wildcards: fetched(wildcards.dataset, "features"),
+    output:
+        RESULTS + "/samples/{method}/{first}-{last}.json",
+    log:
+        RESULTS + "/logs/sample/{method}/{first}-{last}.log",
+    benchmark:
+        RESULTS + "/benchmarks/sample/{method}/{first}-{last}.tsv"
+    params:
+        dataset=dataset_json,
+        method=method_json,
+        nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
+        warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
+        batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
+        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+    threads: CONFIG["threads"]
+    conda:
+        ENVIRONMENT
+    shell:
+        "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe}"
+        " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
+        " --network {input.network:q} --path {input.path:q} {params.warps}"
+        " --features {input.features:q} --features-kind {params.kind} --output {output:q}"
+        " --device {DEVICE} --threads {threads} >{log} 2>&1"
+
+
+rule trajectory:
+    """States and denoised estimates of a few images along a method's grid."""
+    input:
+        unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
+    output:
+        RESULTS + "/trajectories/{method}-nfe{nfe}.safetensors",
+    log:
+        RESULTS + "/logs/trajectory/{method}-nfe{nfe}.log",
+    params:
+        dataset=dataset_json,
+        method=method_json,
+        warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
+    conda:
+        ENVIRONMENT
+    shell:
+        "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"
+        " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.warps}"
+        " --output {output:q} --device {DEVICE} >{log} 2>&1"
