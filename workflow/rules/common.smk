@@ -15,11 +15,9 @@ try:
 except StageError as error:
     raise WorkflowError(str(error))
 DATASETS = CONFIG["datasets"]
-DEVICE = CONFIG["device"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
 DATASET_KEYS = ("source", "labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
-RESULTS = "results/{dataset}"
 
 
 wildcard_constraints:
@@ -57,7 +55,11 @@ def network_file(dataset, name):
 
 def path_file(dataset, name):
     folder = f"results/{dataset}"
-    return f"{folder}/runs/{name}/path.safetensors" if name in DATASETS[dataset]["runs"] else f"{folder}/paths/{name}.safetensors"
+    return (
+        f"{folder}/runs/{name}/path.safetensors"
+        if name in DATASETS[dataset]["runs"]
+        else f"{folder}/paths/{name}.safetensors"
+    )
 
 
 def warp_files(dataset, method, nfes):
@@ -104,3 +106,86 @@ def pretrained_of(dataset):
     if DATASETS[dataset]["features"]["kind"] == "digits-cnn":
         made.append(f"results/{dataset}/pretrained/features.safetensors")
     return made
+
+
+def run_settings(wildcards):
+    """The run's own settings; what it starts from reaches it as files."""
+    run = DATASETS[wildcards.dataset]["runs"][wildcards.run]
+    return as_json({key: value for key, value in run.items() if key not in ("start", "path")})
+
+
+def warp_settings(wildcards):
+    """The warp's own settings, with the number of steps of its budget where it is learned per budget."""
+    warp = dict(DATASETS[wildcards.dataset]["warps"][wildcards.warp])
+    if nfe := getattr(wildcards, "nfe", None):
+        warp["steps"] = int(nfe) // 2
+    return as_json({key: value for key, value in warp.items() if key not in ("network", "path")})
+
+
+def sample_inputs(wildcards, nfes):
+    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
+    return {
+        "network": network_file(wildcards.dataset, method["network"]),
+        "path": path_file(wildcards.dataset, method["path"]),
+        "warps": warp_files(wildcards.dataset, wildcards.method, nfes),
+    }
+
+
+def method_json(wildcards):
+    """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
+    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
+    return as_json({key: method[key] for key in ("grid", "solver")})
+
+
+def plotted_paths(dataset):
+    """Paths whose levels are shown: those of the methods, each once."""
+    return list(dict.fromkeys(method["path"] for method in DATASETS[dataset]["methods"].values()))
+
+
+def grid_nfe(dataset):
+    return DATASETS[dataset]["plots"]["grid_nfe"] or min(DATASETS[dataset]["sampling"]["nfe"])
+
+
+def plot_settings(wildcards):
+    """Names and files of what the figures show."""
+    dataset = wildcards.dataset
+    warps = DATASETS[dataset]["warps"]
+    return as_json(
+        {
+            "dataset": dataset,
+            "sigma_max": DATASETS[dataset]["sigma_max"],
+            "methods": list(DATASETS[dataset]["methods"]),
+            "paths": {name: path_file(dataset, name) for name in plotted_paths(dataset)},
+            "warps": {
+                name: [f"results/{dataset}/warps/{name}.safetensors", warps[name]["path"]]
+                for name in warps
+                if warps[name]["steps"] != "per_nfe"
+            },
+            "strips": strip_files(dataset),
+            "grid_nfe": grid_nfe(dataset),
+            "reference": f"results/{dataset}/reference.safetensors",
+            "samples": f"results/{dataset}/samples",
+        }
+    )
+
+
+def strip_files(dataset):
+    names = DATASETS[dataset]["plots"]["strip_methods"]
+    return {name: f"results/{dataset}/trajectories/{name}-nfe{grid_nfe(dataset)}.safetensors" for name in names}
+
+
+def plot_inputs(wildcards):
+    settings = json.loads(plot_settings(wildcards))
+    return [
+        settings["reference"],
+        *manifests(wildcards.dataset),
+        *settings["paths"].values(),
+        *(file for file, _ in settings["warps"].values()),
+        *settings["strips"].values(),
+    ]
+
+
+def known_file(wildcards):
+    """Url and hash of a fetched file."""
+    kinds = DATASETS[wildcards.dataset]
+    return next(kinds[kind] for kind in ("base", "features") if Path(kinds[kind]["url"]).name == wildcards.file)

@@ -4,17 +4,13 @@
 rule fetch:
     """A published or committed file, refused if its hash differs."""
     output:
-        RESULTS + "/fetched/{file}",
+        "results/{dataset}/fetched/{file}",
     log:
-        RESULTS + "/logs/fetch/{file}.log",
-    params:
-        known=lambda wildcards: next(
-            DATASETS[wildcards.dataset][kind]
-            for kind in ("base", "features")
-            if fetched(wildcards.dataset, kind).endswith("/" + wildcards.file)
-        ),
+        "results/{dataset}/logs/fetch/{file}.log",
     conda:
         ENVIRONMENT
+    params:
+        known=known_file,
     shell:
         "exec python -m anisodiff fetch --url {params.known[url]:q} --sha256 {params.known[sha256]} --output {output:q}"
         " >{log} 2>&1"
@@ -25,15 +21,16 @@ rule reference:
     input:
         features=lambda wildcards: fetched(wildcards.dataset, "features"),
     output:
-        RESULTS + "/reference.safetensors",
+        "results/{dataset}/reference.safetensors",
     log:
-        RESULTS + "/logs/reference.log",
-    params:
-        dataset=dataset_json,
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
-    threads: CONFIG["threads"]
+        "results/{dataset}/logs/reference.log",
     conda:
         ENVIRONMENT
+    threads: CONFIG["threads"]
+    params:
+        device=CONFIG["device"],
+        dataset=dataset_json,
+        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
         "exec python -m anisodiff reference --dataset {params.dataset:q} --features {input.features:q}"
-        " --features-kind {params.kind} --output {output:q} --device {DEVICE} --threads {threads} >{log} 2>&1"
+        " --features-kind {params.kind} --output {output:q} --device {params.device} --threads {threads} >{log} 2>&1"

@@ -5,48 +5,34 @@
 # cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
 
 
-def sample_inputs(wildcards, nfes):
-    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return {
-        "network": network_file(wildcards.dataset, method["network"]),
-        "path": path_file(wildcards.dataset, method["path"]),
-        "warps": warp_files(wildcards.dataset, wildcards.method, nfes),
-    }
-
-
-def method_json(wildcards):
-    """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
-    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return as_json({key: method[key] for key in ("grid", "solver")})
-
-
 rule sample:
     """Feature statistics of one seed range of a method, at every budget."""
     input:
         unpack(lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.first))),
         features=lambda wildcards: fetched(wildcards.dataset, "features"),
     output:
-        RESULTS + "/samples/{method}/{first}-{last}.json",
+        "results/{dataset}/samples/{method}/{first}-{last}.json",
     log:
-        RESULTS + "/logs/sample/{method}/{first}-{last}.log",
+        "results/{dataset}/logs/sample/{method}/{first}-{last}.log",
     benchmark:
-        RESULTS + "/benchmarks/sample/{method}/{first}-{last}.tsv"
+        "results/{dataset}/benchmarks/sample/{method}/{first}-{last}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: CONFIG["threads"]
     params:
+        device=CONFIG["device"],
         dataset=dataset_json,
         method=method_json,
         nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
         warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
-    threads: CONFIG["threads"]
-    conda:
-        ENVIRONMENT
     shell:
         "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
         " --network {input.network:q} --path {input.path:q} {params.warps}"
         " --features {input.features:q} --features-kind {params.kind} --output {output:q}"
-        " --device {DEVICE} --threads {threads} >{log} 2>&1"
+        " --device {params.device} --threads {threads} >{log} 2>&1"
 
 
 rule trajectory:
@@ -54,16 +40,17 @@ rule trajectory:
     input:
         unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
     output:
-        RESULTS + "/trajectories/{method}-nfe{nfe}.safetensors",
+        "results/{dataset}/trajectories/{method}-nfe{nfe}.safetensors",
     log:
-        RESULTS + "/logs/trajectory/{method}-nfe{nfe}.log",
+        "results/{dataset}/logs/trajectory/{method}-nfe{nfe}.log",
+    conda:
+        ENVIRONMENT
     params:
+        device=CONFIG["device"],
         dataset=dataset_json,
         method=method_json,
         warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
-    conda:
-        ENVIRONMENT
     shell:
         "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"
         " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.warps}"
-        " --output {output:q} --device {DEVICE} >{log} 2>&1"
+        " --output {output:q} --device {params.device} >{log} 2>&1"

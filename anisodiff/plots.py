@@ -1,0 +1,220 @@
+"""The figures of a dataset, as SVG and PNG: readable in print, axes with units, colour-blind safe."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from anisodiff import checkpoints, frechet
+from anisodiff.files import atomic
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.subspaces import dct_matrix
+
+COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
+DASHES = ["-", "--", "-.", ":"]
+MARKERS = "osD^vPX<>*hp"
+STYLE = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "anisodiff",
+    "savefig.dpi": 200,
+}
+
+
+def make(table: Path, settings: dict[str, Any], output: Path) -> None:
+    """Draw every figure into a folder.
+
+    Args:
+        table: `table.csv`.
+        settings: what to show: dataset, sigma_max, methods, paths, warps, strips, grid_nfe, reference, samples.
+        output: folder.
+    """
+    mpl.use("Agg")
+    tidy = pd.read_csv(table)
+    paths = {name: checkpoints.load_path(file)[0] for name, file in settings["paths"].items()}
+    warps = {
+        name: (checkpoints.load_warp(file, paths[path])[0], path)
+        for name, (file, path) in settings["warps"].items()
+        if path in paths
+    }
+    figures: dict[str, Callable[[], Figure]] = {
+        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"]),
+        "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
+        "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
+        "dct-bases": lambda: dct_bases(8),
+        "denoising-strips": lambda: denoising_strips(settings["strips"]),
+        "samples": lambda: samples(settings),
+    }
+    with mpl.rc_context(STYLE):
+        for name, draw in figures.items():
+            figure = draw()
+            for kind in ("svg", "png"):
+                with atomic(output / f"{name}.{kind}") as temporary:
+                    figure.savefig(temporary, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            plt.close(figure)
+
+
+def _styles(count: int) -> list[dict[str, Any]]:
+    """Lines told apart by colour, dash and marker together."""
+    marks = itertools.islice(itertools.cycle(MARKERS), count)
+    return [
+        {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[(i // len(COLOURS)) % len(DASHES)], "marker": marker}
+        for i, marker in enumerate(marks)
+    ]
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
+def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
+    """Paper, Figure 2. Bars are one standard deviation over seed ranges, where there are several."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    for method, style in zip(methods, _styles(len(methods)), strict=True):
+        rows = tidy[tidy["method"] == method].sort_values("nfe")
+        axes.errorbar(
+            rows["nfe"], rows["mean"], rows["std"].fillna(0), label=method, markersize=4, linewidth=1.2, capsize=2, **style
+        )
+    budgets = sorted(tidy["nfe"].unique())
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.set_xlabel("NFE (denoiser evaluations an image)")
+    axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]])
+    axes.set_title(f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9)
+    _legend_beside(axes)
+    return figure
+
+
+def _curves(
+    paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, times in [0, 1] and variances `[points, J]` of every path, and of every warped path."""
+    t = torch.linspace(0, 1, points, dtype=torch.float64)
+    with torch.no_grad():
+        curves = [(name, t, path(t).g) for name, path in paths.items()]
+        curves += [(f"{name} (warped)", t, paths[path](warp(t)[0]).g) for name, (warp, path) in warps.items()]
+    return curves
+
+
+def learned_levels(
+    paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float
+) -> Figure:
+    """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    curves = _curves(paths, warps)
+    for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
+        for j in range(g.shape[1]):
+            label = name if g.shape[1] == 1 else f"{name}, subspace {j + 1}"
+            dash = {"linestyle": DASHES[j % len(DASHES)]}
+            every = {"markevery": (40 + 60 * j, 160), "markersize": 4}
+            axes.plot(t * sigma_max**2, g[:, j].sqrt(), label=label, linewidth=1.2, **(style | dash | every))
+    axes.set_yscale("log")
+    axes.set_xlabel("time t (variance units, 0 to T)")
+    axes.set_ylabel("noise level $\\sigma_j(t) = g_j(t)^{1/2}$ (pixel values)")
+    _legend_beside(axes)
+    return figure
+
+
+def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
+    """Paper, Figure 4: log g_1/g_j, below zero where the lowest frequencies are less noisy than the others."""
+    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    curves = [(name, t, g) for name, t, g in _curves(paths, warps) if g.shape[1] > 1]
+    for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
+        for j in range(1, g.shape[1]):
+            dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "marker": None}
+            axes.plot(t * sigma_max**2, (g[:, 0] / g[:, j]).log(), label=f"{name}: $g_1/g_{j + 1}$", **(style | dash))
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set_xlabel("time t (variance units, 0 to T)")
+    axes.set_ylabel("log ratio of variances (nats)")
+    if curves:
+        _legend_beside(axes)
+    else:
+        axes.set_title("no method has an anisotropic path", fontsize=9)
+    return figure
+
+
+def dct_bases(size: int) -> Figure:
+    """Paper, Figure 5: the first nine two-dimensional DCT modes by increasing frequency."""
+    modes = dct_matrix(size)
+    chosen = sorted(itertools.product(range(size), repeat=2), key=lambda pq: (pq[0] ** 2 + pq[1] ** 2, pq))[:9]
+    figure, all_axes = plt.subplots(1, 9, figsize=(7.2, 1.15))
+    for axes, (p, q) in zip(all_axes, chosen, strict=True):
+        _show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})")
+    return figure
+
+
+def _show(axes: Axes, image: Tensor, limits: tuple[float, float] | None = (-1.0, 1.0), title: str = "") -> None:
+    low, high = limits or (-float(image.abs().max()), float(image.abs().max()))
+    picture = ((image - low) / max(high - low, 1e-12)).clip(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=8, pad=2)
+
+
+def _tiled(images: Tensor, columns: int) -> Tensor:
+    """`[N, C, H, W]` -> one picture, with a margin of one pixel."""
+    padded = torch.nn.functional.pad(images.to(torch.float32), (0, 1, 0, 1), value=float(images.max()))
+    rows = [torch.cat(list(row), dim=2) for row in padded.split(columns) if len(row) == columns]
+    return torch.cat(rows, dim=1)
+
+
+def denoising_strips(strips: dict[str, str]) -> Figure:
+    """Paper, Figure 1: denoised estimates at every node from T to 0, and the schedule beside them."""
+    figure, all_axes = plt.subplots(
+        len(strips), 2, figsize=(7.2, 2.3 * len(strips)), width_ratios=(2.4, 1), squeeze=False
+    )
+    for (strip_axes, schedule_axes), (name, file) in zip(all_axes, strips.items(), strict=True):
+        tensors, _ = checkpoints.read(file)
+        denoised, levels = tensors["denoised"], tensors["levels"]
+        nodes, count = denoised.shape[0], min(4, denoised.shape[1])
+        _show(strip_axes, _tiled(denoised[:, :count].transpose(0, 1).flatten(0, 1), nodes))
+        sigmas = ["0" if each.max() == 0 else "/".join(f"{s:.2g}" for s in each.unique()) for each in levels]
+        width = denoised.shape[-1] + 1
+        for k, text in enumerate(sigmas):
+            strip_axes.text((k + 0.45) * width, -1.5, text, ha="center", va="bottom", fontsize=5.5, rotation=30)
+        strip_axes.set_title(f"{name}: estimates of x0 at levels $\\sigma_j$", fontsize=8, pad=24)
+        for j, style in enumerate(_styles(levels.shape[1])):
+            label = f"subspace {j + 1}" if levels.shape[1] > 1 else "all frequencies"
+            schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, markersize=4, linewidth=1.2, **style)
+        schedule_axes.set_yscale("log")
+        schedule_axes.set_xlabel("node (0 is t = T)")
+        schedule_axes.set_ylabel("noise level $\\sigma_j$")
+        schedule_axes.legend(loc="best", fontsize=7)
+    return figure
+
+
+def samples(settings: dict[str, Any]) -> Figure:
+    """Images of seeds 0, 1, 2, ... under every method, at one budget, beside images of the data."""
+    nfe, folder = settings["grid_nfe"], Path(settings["samples"])
+    panels = {"data": Path(settings["reference"])}
+    for method in settings["methods"]:
+        first = min((folder / method / f"nfe{nfe}").glob("0-*.safetensors"))
+        panels[f"{method}, NFE {nfe}"] = first
+    columns = 4
+    rows = int(np.ceil(len(panels) / columns))
+    figure, all_axes = plt.subplots(rows, columns, figsize=(7.2, 1.95 * rows), squeeze=False)
+    for axes in all_axes.flat:
+        axes.set_axis_off()
+    for axes, (title, file) in zip(all_axes.flat, panels.items(), strict=False):
+        preview = checkpoints.read(file)[0]["preview"]
+        side = min(8, int(len(preview) ** 0.5))
+        _show(axes, _tiled(preview[: side**2], side), limits=(0.0, 255.0), title=title)
+    return figure

@@ -1,0 +1,115 @@
+"""What goes wrong is one line on stderr that names the thing and the mend, with nothing half written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import DATASET, ROOT, RUN, start  # noqa: F401 - a fixture
+
+from anisodiff import checkpoints, download
+from anisodiff.files import StageError, atomic, sha256
+
+
+def anisodiff(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [*prefix, sys.executable, "-m", "anisodiff", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def one_line(failed: subprocess.CompletedProcess) -> str:
+    assert failed.returncode != 0
+    lines = [line for line in failed.stderr.splitlines() if line.strip() and "img/s" not in line]
+    assert len(lines) == 1, failed.stderr
+    return lines[0]
+
+
+def test_another_hash_is_refused(tmp_path):
+    source = tmp_path / "source"
+    source.write_text("text")
+    with pytest.raises(StageError, match="fetch it again, or set the hash"):
+        download.fetch(str(source), "0" * 64, tmp_path / "made" / "file")
+    assert list((tmp_path / "made").iterdir()) == []
+    download.fetch(str(source), sha256(source), tmp_path / "made" / "file")
+    assert (tmp_path / "made" / "file").read_text() == "text"
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(StageError, match="no such file: mend the url"):
+        download.fetch(str(tmp_path / "none"), "0" * 64, tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"0123456789" * 10])
+def test_a_corrupt_checkpoint_is_refused(tmp_path, content):
+    file = tmp_path / "network.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(StageError, match=r"network\.safetensors: not a safetensors file"):
+        checkpoints.load_network(file)
+
+
+def test_another_kind_of_file_is_refused(tmp_path, start):  # noqa: F811
+    network, path = start
+    with pytest.raises(StageError, match="holds no network"):
+        checkpoints.load_network(path)
+    with pytest.raises(StageError, match="holds no noise path"):
+        checkpoints.load_path(network)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(RuntimeError), atomic(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def finetune(start, folder: Path, settings: dict, **options) -> subprocess.CompletedProcess:  # noqa: F811
+    return anisodiff(
+        "finetune", "--dataset", json.dumps(DATASET), "--settings", json.dumps(settings),
+        "--network", str(start[0]), "--path", str(start[1]), "--output-network", str(folder / "network.safetensors"),
+        "--output-path", str(folder / "path.safetensors"), **options,
+    )  # fmt: skip
+
+
+def test_a_loss_that_is_nan(start, tmp_path):  # noqa: F811
+    failed = finetune(start, tmp_path, {**RUN, "learning_rate": 1e30, "ramp_kimg": 0, "guard_kimg": 100})
+    assert "anisodiff: the loss is" in one_line(failed)
+    assert "lower the learning rates" in failed.stderr
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
+    made = finetune(start, tmp_path, {**RUN, "path_learning_rate": 3.0, "ramp_kimg": 0, "guard_kimg": 0.1, "guard_tolerance": 0.02})
+    assert made.returncode == 0, made.stderr
+    path, about = checkpoints.load_path(tmp_path / "path.safetensors")
+    assert about["stopped_early"]
+    assert about["kimg"] < 2.56
+    assert path.schedule.curve.logs.isfinite().all()
+
+
+def test_a_full_disk(start, tmp_path):  # noqa: F811
+    """/dev/full refuses every write with ENOSPC; a limit on the file size stands in where there is no small disk."""
+    failed = finetune(start, tmp_path, {**RUN, "kimg": 0.32}, prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash"))
+    line = one_line(failed)
+    assert "free some space" in line or "File too large" in line
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.skipif(Path("/proc/1/root").exists() and torch.get_num_threads() < 0, reason="never")
+def test_no_write_permission(start, tmp_path):  # noqa: F811
+    readable = tmp_path / "readable"
+    readable.mkdir()
+    readable.chmod(0o555)
+    prefix = ("setpriv", "--reuid=65534", "--clear-groups") if __import__("os").geteuid() == 0 else ()
+    failed = finetune(start, readable, RUN, prefix=prefix)
+    assert "give yourself write permission" in one_line(failed)
+
+
+def test_a_setting_that_is_not_json():
+    failed = anisodiff("finetune", "--dataset", "{", "--settings", "{}", "--network", "a", "--path", "b",
+                       "--output-network", "c", "--output-path", "d")  # fmt: skip
+    assert failed.returncode == 2
+    assert "not JSON" in failed.stderr

@@ -1,0 +1,139 @@
+"""J = 1, or equal variances, is EDM: its denoiser, its loss, its Heun sampler, written again from the paper."""
+
+import pytest
+import torch
+
+from anisodiff.denoiser import Denoiser
+from anisodiff.generation import start
+from anisodiff.grids import karras
+from anisodiff.losses import edm_loss
+from anisodiff.networks import UNet
+from anisodiff.paths import NoisePath
+from anisodiff.schedules import KnotSchedule, karras_logs
+from anisodiff.solvers import heun, solve
+from anisodiff.subspaces import Subspaces, partition
+
+SIGMA_DATA = 0.7
+
+
+def network() -> UNet:
+    torch.manual_seed(0)
+    net = UNet(8, 2, classes=3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attention=(4,), dropout=0.0)
+    for parameter in net.parameters():  # the output layers start at almost nothing
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net.double().eval()
+
+
+def denoiser(kind: str, weights: torch.Tensor | None = None) -> Denoiser:
+    subspaces = Subspaces(partition(8, kind))
+    logs = karras_logs(8, 1e-9, 0.002, 80.0).expand(subspaces.count, -1)
+    return Denoiser(network(), NoisePath(subspaces, KnotSchedule(logs), weights), SIGMA_DATA)
+
+
+def edm(net, x, sigma, labels):
+    """Karras et al. 2022, Eq. 7 with the coefficients of Table 1."""
+    sigma = sigma.reshape(-1, 1, 1, 1)
+    c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
+    c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
+    c_in = 1 / (SIGMA_DATA**2 + sigma**2).sqrt()
+    return c_skip * x + c_out * net(c_in * x, sigma.flatten().log() / 4, labels)
+
+
+def example(batch: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 2, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.nn.functional.one_hot(torch.arange(batch) % 3, 3).double()
+    return x, labels, torch.tensor([0.002, 0.3, 5.0, 80.0], dtype=torch.float64)[:batch]
+
+
+@pytest.mark.parametrize("kind", ["whole", "block", "radial:4"])
+def test_equal_variances_are_edms_denoiser(kind):
+    x, labels, sigma = example()
+    ours = denoiser(kind)
+    assert torch.allclose(ours(x, sigma, labels), edm(ours.network, x, sigma, labels), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["whole", "block"])
+def test_equal_variances_are_edms_loss(kind):
+    x, labels, sigma = example()
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ours = denoiser(kind)
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    noisy = x + sigma.reshape(-1, 1, 1, 1) * eps
+    expected = weight * (edm(ours.network, noisy, sigma, labels) - x).square().sum((1, 2, 3))
+    assert torch.allclose(edm_loss(ours, x, eps, sigma, labels), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["whole", "block"])
+def test_equal_variances_are_edms_sampler(kind):
+    """Karras et al. 2022, Algorithm 1 (deterministic)."""
+    noise, labels, _ = example()
+    ours = denoiser(kind)
+    i = torch.arange(5, dtype=torch.float64)
+    t = torch.cat([(80 ** (1 / 7) + i / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7, torch.zeros(1)])
+    x = noise * t[0]
+    with torch.no_grad():
+        for now, then in zip(t[:-1], t[1:], strict=True):
+            d = (x - edm(ours.network, x, now.expand(4), labels)) / now
+            x_next = x + (then - now) * d
+            if then > 0:
+                d_next = (x_next - edm(ours.network, x_next, then.expand(4), labels)) / then
+                x_next = x + (then - now) * (d + d_next) / 2
+            x = x_next
+    levels = karras(5, ours.path.subspaces.count, 0.002, 80.0)
+    z = solve(ours, start(ours, noise, levels), levels, heun, labels)
+    assert torch.allclose(ours.path.to_pixels(z), x, atol=1e-9)
+    assert ours.evaluations == 9
+
+
+def test_denoiser_score_flow_round_trip():
+    x, labels, _ = example()
+    ours = denoiser("radial:3")
+    path = ours.path
+    g = torch.tensor([[0.2, 1.0, 3.0]], dtype=torch.float64).expand(4, -1)
+    z = path.from_pixels(x)
+    clean = ours.denoise(z, g, labels)
+    score = path.scale(clean - z, 1 / g)
+    assert torch.allclose(path.scale(score, g.sqrt()), ours.flow(z, g, labels), atol=1e-12)
+
+
+def test_flow_keeps_its_digits_at_small_noise():
+    """In float32 at sigma = 3e-5, where `(D - x) / sigma` has lost them."""
+    exact = denoiser("whole")
+    x, labels, _ = example()
+    g = torch.full((4, 1), 1e-9, dtype=torch.float64)
+    truth = exact.flow(x.float().double(), g, labels)
+    single = denoiser("whole")
+    single.network.float()
+    found = single.flow(x.float(), g.float(), labels.float())
+    cancelled = (single.denoise(x.float(), g.float(), labels.float()) - x.float()) / g.float().sqrt()[:, :, None, None]
+    assert (found - truth).abs().max() < 2e-5
+    assert (cancelled - truth).abs().max() > 1e-3
+
+
+def test_noise_label_is_the_papers_for_two_subspaces():
+    """sqrt(g_1 g_2) as the variance told to the network (paper, Section 4.3)."""
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, noise_label, labels=None):
+            seen.append(noise_label)
+            return x
+
+    path = denoiser("block", torch.tensor([0.5, 0.5])).path
+    g = torch.tensor([[0.04, 9.0]], dtype=torch.float64)
+    Denoiser(Spy(), path).flow(torch.zeros(1, 2, 8, 8, dtype=torch.float64), g)
+    sigma = (0.04 * 9.0) ** 0.25
+    assert seen[0].item() == pytest.approx(torch.tensor(sigma).log().item() / 4, rel=1e-6)
+
+
+def test_attention_can_be_differentiated_twice_where_the_path_gradient_runs():
+    from anisodiff.path_gradient import flow_derivative
+
+    ours = denoiser("block")
+    x, labels, _ = example(2)
+    g = torch.tensor([[0.3, 0.5]], dtype=torch.float64).expand(2, -1)
+    probes = torch.ones(1, *x.shape, dtype=torch.float64)
+    _, derivative = flow_derivative(ours, x, g, labels, probes, lambda flow: flow)
+    assert derivative.isfinite().all()
+    assert (derivative != 0).all()

@@ -1,0 +1,139 @@
+"""On Gaussian data the flow's solution is known: `x(t) = x(T) sqrt((lambda + g(t)) / (lambda + g(T)))`."""
+
+import pytest
+import torch
+from exact import ExactGaussian
+
+from anisodiff.files import StageError
+from anisodiff.grids import Levels, karras, spend, uniform
+from anisodiff.paths import NoisePath, Warp
+from anisodiff.schedules import KnotSchedule
+from anisodiff.solvers import ORDERS, STEPS, solve
+from anisodiff.subspaces import Subspaces, partition
+
+SIDE = 4
+
+
+def unequal_path() -> NoisePath:
+    """Smooth (no knot inside) and different in each subspace."""
+    logs = torch.tensor([[-6.0, 4.0], [-3.0, 3.0]], dtype=torch.float64)
+    return NoisePath(Subspaces(partition(SIDE, "block")), KnotSchedule(logs))
+
+
+def gaussian(path: NoisePath) -> ExactGaussian:
+    spectrum = torch.linspace(0.05, 2.0, SIDE * SIDE, dtype=torch.float64).flip(0).reshape(1, SIDE, SIDE)
+    return ExactGaussian(path, spectrum)
+
+
+def solution(model: ExactGaussian, z: torch.Tensor, levels: Levels) -> torch.Tensor:
+    first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
+    return z * ((model.spectrum + last) / (model.spectrum + first)).sqrt()
+
+
+def error(name: str, steps: int) -> float:
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, steps + 1, denoise=False)
+    z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    return float((solve(model, z, levels, STEPS[name]) - solution(model, z, levels)).norm())
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
+def test_order_of_convergence_on_unequal_levels(name, order):
+    errors = torch.tensor([error(name, steps) for steps in (64, 128, 256)])
+    orders = (errors[:-1] / errors[1:]).log2()
+    assert torch.allclose(orders, torch.full_like(orders, float(order)), atol=0.12)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_exact_samples_in_the_limit(name):
+    """Many steps turn the path's initial noise into draws whose variances are the data's."""
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, 2001 if name == "euler" else 201, denoise=False)
+    first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(20_000, 1, SIDE, SIDE, generator=generator, dtype=torch.float64) * (model.spectrum + first).sqrt()
+    variances = solve(model, z, levels, STEPS[name]).var(0)
+    assert torch.allclose(variances, (model.spectrum + last)[0], rtol=0.06)
+
+
+@pytest.mark.parametrize("name", ["heun", "midpoint"])
+def test_one_step_by_hand(name):
+    """Signs and factors of one step, coefficient by coefficient (design; Eq. 17 and Lemma 6 corrected)."""
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, 3, denoise=False)
+    z = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = STEPS[name](_problem(model), _state(z), 0, levels)
+    sigma = lambda level: path.scale(torch.ones_like(z), level)  # noqa: E731
+    now, then = sigma(levels.nodes[0]), sigma(levels.nodes[1])
+    hat = then if name == "heun" else sigma(levels.inner[0])
+    flow = lambda x, s: -s * x / (model.spectrum + s**2)  # noqa: E731
+    f = flow(z, now)
+    f_hat = flow(z - (hat - now) * f, hat)
+    expected = z - (then - now) * f - (then - now) ** 2 / 2 / (hat - now) * (f_hat - f)
+    assert torch.allclose(state.z, expected, atol=1e-12)
+
+
+def _problem(model):
+    from anisodiff.solvers import Problem
+
+    return Problem(model)
+
+
+def _state(z):
+    from anisodiff.solvers import State
+
+    return State(z)
+
+
+@pytest.mark.parametrize("solver", STEPS)
+@pytest.mark.parametrize("grid", ["karras", "uniform"])
+@pytest.mark.parametrize("nfe", [2, 3, 8, 9, 19, 35])
+def test_the_budget_is_what_is_spent(solver, grid, nfe):
+    if grid == "karras" and ORDERS[solver] == 2 and nfe % 2 == 0:
+        pytest.skip("refused by the configuration")
+    path = unequal_path()
+    model = gaussian(path)
+
+    def build(points, denoise):
+        return karras(points, 2, 0.002, 80.0) if grid == "karras" else uniform(path, points, None, denoise)
+
+    levels = spend(nfe, ORDERS[solver], build)
+    solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, STEPS[solver])
+    assert model.evaluations == nfe
+
+
+def test_last_step_to_zero_returns_the_denoised_image():
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, 2)
+    states = []
+    z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    end = solve(model, z, levels, STEPS["midpoint"], watch=lambda k, state: states.append(state.z))
+    assert torch.allclose(end, model.denoise(states[-2], levels.nodes[-2].square()))
+    assert not torch.equal(end, states[-2])
+
+
+def test_inner_points_are_half_way_in_the_index():
+    levels = karras(3, 1, 0.002, 80.0)
+    roots = levels.nodes[:-1, 0, 0] ** (1 / 7)
+    assert torch.allclose(levels.inner[:-1, 0, 0] ** (1 / 7), (roots[1:] + roots[:-1]) / 2)
+    path = unequal_path()
+    warp = Warp(path, knots=5)
+    t = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    assert torch.allclose(uniform(path, 3, warp, False).inner[:, 0], path(warp(t)[0]).sigma)
+
+
+def test_levels_must_fall():
+    rising = torch.tensor([1.0, 2.0])[:, None, None]
+    with pytest.raises(StageError, match="must fall"):
+        Levels(rising, rising[:1])
+    with pytest.raises(StageError, match="two nodes"):
+        Levels(rising[:1], rising[:0])
+
+
+def test_a_budget_too_small_is_refused():
+    with pytest.raises(StageError, match="nfe: 1 is too small"):
+        spend(1, 2, lambda points, denoise: karras(points, 1, 0.002, 80.0))

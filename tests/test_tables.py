@@ -1,0 +1,92 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from anisodiff import checkpoints, frechet, plots, tables
+from anisodiff.files import StageError
+
+METHODS = {
+    name: {"network": "base", "path": "edm", "grid": "karras", "solver": solver}
+    for name, solver in (("second", "heun"), ("first", "midpoint"))
+}
+
+
+def shard(folder, method, nfe, seeds, features, **changes):
+    statistics = frechet.FeatureStatistics(features.shape[1])
+    statistics.add(features)
+    about = {
+        "settings": {"nfe": nfe, "seeds": list(seeds)}, "evaluations": nfe, "kimg": 12.0, "stopped_early": False,
+        "seconds": 1.0, "versions": ["1"], "commits": ["abc"], **changes,
+    }  # fmt: skip
+    cell = folder / method / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
+    checkpoints.save(cell, statistics.tensors() | {"preview": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, about)
+    manifest = folder / method / f"{seeds[0]}-{seeds[1]}.json"
+    made = json.loads(manifest.read_text()) if manifest.exists() else []
+    manifest.write_text(json.dumps([*made, str(cell.relative_to(folder / method))]))
+    return manifest
+
+
+@pytest.fixture()
+def results(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda shift: torch.randn(10, 3, generator=generator) + shift  # noqa: E731
+    truth = frechet.FeatureStatistics(3)
+    truth.add(normal(0))
+    checkpoints.save(tmp_path / "reference.safetensors", truth.tensors(), {})
+    manifests = []
+    for method, shift in (("second", 1.0), ("first", 0.3)):
+        for first in (0, 10, 20, 30):
+            made = shard(tmp_path, method, 9, (first, first + 9), normal(shift))
+            if first < 20:
+                early = {"stopped_early": True, "versions": ["0", "1"]} if method == "first" else {}
+                shard(tmp_path, method, 11, (first, first + 9), normal(shift), **early)
+            manifests.append(made)
+    tables.distances("toy", tmp_path / "reference.safetensors", manifests, 20, "digits-cnn", tmp_path / "d.csv")
+    return tmp_path
+
+
+def test_cells_are_ranges_of_summed_shards(results):
+    rows = pd.read_csv(results / "d.csv")
+    assert len(rows) == 6
+    tables.table(results / "d.csv", METHODS, results)
+    tidy = pd.read_csv(results / "table.csv", dtype={"version": str})
+    assert list(tidy.columns) == tables.COLUMNS
+    assert tidy["method"].tolist() == ["second", "second", "first", "first"]
+    cell = tidy[(tidy["method"] == "first") & (tidy["nfe"] == 9)].iloc[0]
+    ours = rows[(rows["method"] == "first") & (rows["nfe"] == 9)]["distance"]
+    assert cell["ranges"] == 2
+    assert cell["images"] == 20
+    assert cell["mean"] == pytest.approx(ours.mean(), rel=1e-5)
+    assert cell["std"] == pytest.approx(ours.std(ddof=1), rel=1e-5)
+    assert cell["min"] == pytest.approx(ours.min(), rel=1e-5)
+    assert pd.isna(tidy[tidy["nfe"] == 11]["std"]).all()
+
+
+def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
+    tables.table(results / "d.csv", METHODS, results)
+    page = (results / "table.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| first"))
+    assert row.count("**") == 4
+    assert "‡" in row.split("|")[1]
+    assert row.split("|")[-2].strip().endswith("†")
+    assert "†" not in row.split("|")[-3]
+    assert "| 12 |" in row
+    assert "kimg" in page
+    assert "20 images a seed range" in page
+    tex = (results / "table.tex").read_text()
+    assert tex.count("\\textbf") == 2
+    assert tex.count("&") == 3 * 7
+
+
+def test_a_missing_shard_is_named(results):
+    manifests = [results / "first" / "0-9.json"]
+    with pytest.raises(StageError, match="first, nfe 9, range 0: 10 of 20 images"):
+        tables.distances("toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv")
+    assert not (results / "e.csv").exists()
+
+
+def test_methods_told_apart_without_colour():
+    styles = plots._styles(12)
+    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 12

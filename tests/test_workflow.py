@@ -1,0 +1,161 @@
+"""The workflow as a user meets it, on the shortened configuration, in a folder of its own."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
+
+ROOT = Path(__file__).parents[1]
+SHORT = yaml.safe_load((ROOT / "tests/workflow/short.yaml").read_text())
+FIGURES = ("distance-against-nfe", "learned-levels", "log-ratio", "dct-bases", "denoising-strips", "samples")
+SHARDS = 4  # seed ranges of 64 images in shards of 32; two ranges at NFE 3
+
+
+def snakemake(folder: Path, config: dict, *arguments: str) -> subprocess.CompletedProcess:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--directory", str(folder),
+        "--configfile", str(file), "--cores", "2", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+
+
+def jobs(folder: Path, config: dict, *arguments: str) -> dict[str, int]:
+    """Rule -> number of jobs of a dry run."""
+    found = snakemake(folder, config, "--dry-run", *arguments)
+    assert found.returncode == 0, found.stderr
+    text = found.stdout + found.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[-1]
+    return {name: int(count) for name, count in re.findall(r"^(\w[\w-]*) +(\d+)$", table, re.M) if name != "total"}
+
+
+def with_change(path: str, value) -> dict:
+    config = copy.deepcopy(SHORT)
+    at = config["datasets"]["digits"]
+    *parents, last = path.split(".")
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """An empty folder in which the configuration's relative urls hold."""
+    made = tmp_path_factory.mktemp("workflow")
+    (made / "config").symlink_to(ROOT / "config")
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> Path:
+    """A folder with a full run of the shortened configuration."""
+    expected = {
+        "all": 1, "fetch": 2, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
+        "sample": 6 * SHARDS, "trajectory": 2, "distance": 1, "table": 1, "plots": 1,
+    }  # fmt: skip
+    assert jobs(folder, SHORT) == expected
+    ran = snakemake(folder, SHORT, "--show-failed-logs")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder
+
+
+def test_everything_configured_is_made(finished):
+    results = finished / "results/digits"
+    table = pd.read_csv(results / "table.csv")
+    assert len(table) == 6 * 2
+    assert (table["evaluations"] == table["nfe"]).all()
+    assert set(table.loc[table["nfe"] == 3, "ranges"]) == {2}
+    assert (table["images"] == 64).all()
+    assert table["mean"].between(0, 1000).all()
+    for name in FIGURES:
+        for kind in ("svg", "png"):
+            assert (results / "plots" / f"{name}.{kind}").stat().st_size > 1000
+    page = (results / "table.md").read_text()
+    assert re.search(r"^\| ani \| ani \| ani \| uniform \| midpoint \| 2 \|", page, re.M)
+    assert re.search(r"^\| edm-finetuned .* \| 2 \|", page, re.M)
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert jobs(finished, SHORT) == {}
+    assert jobs(finished, SHORT, "digits") == {"digits": 1} or jobs(finished, SHORT, "digits") == {}
+
+
+END = {"all": 1, "distance": 1, "table": 1, "plots": 1}
+
+
+def test_a_warps_setting_reruns_its_own_stages_alone(finished):
+    found = jobs(finished, with_change("warps.iso.learning_rate", 0.02))
+    assert found == {"warp": 1, "sample": SHARDS, "trajectory": 1, **END}
+
+
+def test_a_runs_setting_reruns_what_comes_from_it(finished):
+    found = jobs(finished, with_change("runs.ani.path_learning_rate", 0.002))
+    assert found == {"finetune": 1, "warp_per_nfe": 2, "sample": 2 * SHARDS, "trajectory": 1, **END}
+
+
+def test_a_solver_reruns_its_method_alone(finished):
+    assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {"sample": SHARDS, **END}
+
+
+def test_a_new_method_runs_alone(finished):
+    config = copy.deepcopy(SHORT)
+    config["datasets"]["digits"]["methods"]["iso"] = {
+        "network": "base", "path": "iso", "grid": "uniform", "solver": "midpoint",
+    }  # fmt: skip
+    assert jobs(finished, config) == {"sample": SHARDS, **END}
+
+
+def test_a_new_budget_samples_only_its_own_cells(finished):
+    config = copy.deepcopy(SHORT)
+    config["datasets"]["digits"]["sampling"]["nfe"] = [3, 5, 7]
+    cells = finished / "results/digits/samples"
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
+    assert len(before) == 6 * 6
+    ran = snakemake(finished, config, "results/digits/samples/edm/0-31.json", "results/digits/samples/ani-warped/0-31.json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    after = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
+    assert {path: after[path] for path in before} == before
+    new = sorted(str(path.relative_to(cells)) for path in after.keys() - before.keys())
+    assert new == ["ani-warped/nfe7/0-31.safetensors", "edm/nfe7/0-31.safetensors"]
+    restored = snakemake(finished, SHORT)
+    assert restored.returncode == 0, restored.stderr
+
+
+def test_a_failed_job_says_why_and_leaves_nothing(folder):
+    other = folder / "failing"
+    other.mkdir()
+    (other / "config").symlink_to(ROOT / "config")
+    config = with_change("base.sha256", "0" * 64)
+    failed = snakemake(other, config, "results/digits/fetched/base.safetensors")
+    assert failed.returncode != 0
+    assert not list((other / "results/digits/fetched").iterdir())
+    log = (other / "results/digits/logs/fetch/base.safetensors.log").read_text()
+    assert log.startswith("anisodiff: config/checkpoints/digits/base.safetensors: sha256 is ")
+    assert log.count("\n") == 1
+
+
+def test_a_wrong_configuration_is_one_line_with_the_key(folder):
+    failed = snakemake(folder, with_change("methods.edm.solver", "rk4"), "--dry-run")
+    assert failed.returncode != 0
+    assert "configuration: datasets.digits.methods.edm.solver: 'rk4' is not one of" in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_targets_by_name(tmp_path):
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    assert jobs(tmp_path, config, "pretrain_digits") == {"pretrain_digits": 1, "pretrain": 1, "train_features": 1}
+    assert jobs(tmp_path, config, "digits")["sample"] == 20
