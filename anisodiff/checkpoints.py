@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +19,10 @@ def save(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -
     """Write tensors and a JSON header atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file(contiguous, temporary, metadata={"json": json.dumps(header, sort_keys=True)})
+        try:
+            save_file(contiguous, temporary, metadata={"json": json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:  # how it reports a full disk
+            raise StageError(f"{path}: cannot be written ({error}): free some space, or write elsewhere") from error
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -36,7 +38,9 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return tensors, json.loads(file.metadata()["json"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise StageError(f"{path}: not a safetensors file of anisodiff ({error}): delete it and run its stage") from error
+        raise StageError(
+            f"{path}: not a safetensors file of anisodiff ({error}): delete it and run its stage"
+        ) from error
 
 
 def header(path: Path | str) -> dict[str, Any]:
@@ -91,5 +95,3 @@ def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, dict[str, 
     if not about.get("warp"):
         raise StageError(f"{path}: holds no warp: give the file of a warp")
     return Warp(noise_path, tensors["logs"]), about
-
-

@@ -244,7 +244,12 @@ def main() -> None:
     except StageError as error:
         sys.exit(f"anisodiff: {error}")
     except OSError as error:
-        mends = {errno.ENOSPC: "free some space", errno.EACCES: "give yourself write permission", errno.EROFS: "write elsewhere"}
+        mends = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some space",
+            errno.EACCES: "give yourself write permission",
+            errno.EROFS: "write elsewhere",
+        }
         mend = mends.get(error.errno)
         if mend is None:
             raise
@@ -254,5 +259,3 @@ def main() -> None:
             print(f"anisodiff: {error}", file=sys.stderr)
             sys.exit(143)
         raise
-
-

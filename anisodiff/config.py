@@ -1,4 +1,4 @@
-"""The configuration: validated against its JSON schema, completed with defaults, and checked for what refers to what."""
+"""The configuration: validated against its JSON schema, completed with defaults, its references checked."""
 
 import copy
 from pathlib import Path
@@ -143,10 +143,17 @@ def _check_budget(where: str, nfe: int, name: str, method: dict[str, Any]) -> No
 def describe(schema: dict[str, Any]) -> str:
     """The schema as a Markdown page: every key with its description, unit and default."""
     lines = [f"# {schema['title']}", "", schema["description"], ""]
-    lines += ["Made from `workflow/schemas/config.schema.yaml` by `make config/README.md`. `<name>` is a name of yours.", ""]
+    lines += [
+        "Made from `workflow/schemas/config.schema.yaml` by `make config/README.md`. `<name>` is a name of yours.",
+        "",
+    ]
     lines += ["| key | unit | default | meaning |", "| --- | --- | --- | --- |"]
     for path, node in _leaves("", schema):
-        default = f"`{yaml.safe_dump(node['default'], default_flow_style=True).split(chr(10))[0]}`" if "default" in node else ""
+        default = (
+            f"`{yaml.safe_dump(node['default'], default_flow_style=True).split(chr(10))[0]}`"
+            if "default" in node
+            else ""
+        )
         choices = f" One of: {', '.join(f'`{each}`' for each in node['enum'])}." if "enum" in node else ""
         text = (node.get("description", "") + choices).replace("|", "\\|")
         lines.append(f"| `{path}` | {node.get('unit', '')} | {default} | {text} |")

@@ -95,7 +95,7 @@ def pretrain(dataset: dict[str, Any], settings: dict[str, Any], output: Path, de
     channels, size, _ = batches.images.shape
     network = UNet(size, channels, batches.images.classes if dataset["labels"] else 0, **settings["network"])
     path = NoisePath(Subspaces(partition(size, "whole")), KnotSchedule(torch.tensor([[0.0, 1.0]])))
-    _train_network(dataset, settings, network, path, batches, [], output, None, {"kimg": 0.0})
+    _train_network(dataset, settings, network, path, batches, [], output, None)
 
 
 def finetune(
@@ -165,9 +165,10 @@ def _train_network(
     guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
     records = train(training, schedule, mean_tlsm_loss if learns_path else mean_edm_loss, guard)
     seconds = _drive(records, training, schedule, settings, inputs, output)
-    kimg = abouts[0]["kimg"] + training.step * schedule.batch / 1000
+    seen = training.step * schedule.batch / 1000
+    since_base = {"kimg": abouts[0]["kimg"] + seen} if inputs else {"kimg": 0.0, "pretraining_kimg": seen}
     about = provenance({"dataset": dataset, "run": settings}, list(abouts))
-    about |= {"kimg": kimg, "seconds": seconds, "stopped_early": training.stopped_early}
+    about |= {**since_base, "seconds": seconds, "stopped_early": training.stopped_early}
     if output_path is not None:
         learned = training.ema["path"] if learns_path else path.schedule
         checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
@@ -239,7 +240,8 @@ def learn_warp(
         window = (draw() if settings["window"] == "uniform" else 1.0) / settings["steps"]
         end = (start - window).clamp(min=0)
         test = torch.lerp(end, start, draw())
-        return warp_loss(denoiser, path, warp, x0, eps, start, end, test, labels, settings["c"]).mean()
+        parts = warp_loss(denoiser, path, warp, x0, eps, start, end, test, labels, settings["c"])
+        return sum(parts).mean()
 
     training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
     seconds = _drive(

@@ -27,7 +27,9 @@ class Levels:
 
     def __post_init__(self) -> None:
         if len(self.nodes) < 2 or len(self.inner) != len(self.nodes) - 1:
-            raise StageError(f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes")
+            raise StageError(
+                f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes"
+            )
         if not (self.nodes.diff(dim=0) < 0).all() or (self.nodes < 0).any():
             raise StageError("grid: levels must fall from node to node: check the path and the grid")
 

@@ -5,7 +5,6 @@ arXiv:2206.00364, Appendix F.2), so that state dicts keep their meaning across c
 """
 
 import math
-
 from collections.abc import Sequence
 
 import torch

@@ -47,7 +47,7 @@ def flow_derivative(
         fixed, gradient = flow.detach(), cotangent(flow).detach()
         (slope,) = torch.autograd.grad(flow, z, gradient, create_graph=True)
         bends = torch.zeros_like(fixed)
-        for probe in probes:
+        for probe in probes if slope.requires_grad else ():  # a flow linear in z does not bend
             (bend,) = torch.autograd.grad(slope, z, probe, retain_graph=True)
             bends += probe * bend / len(probes)
     terms = path.scale(bends, g / 2) + path.scale(slope.detach() * fixed, g.sqrt()) + gradient * fixed / 2

@@ -87,7 +87,14 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
     for method, style in zip(methods, _styles(len(methods)), strict=True):
         rows = tidy[tidy["method"] == method].sort_values("nfe")
         axes.errorbar(
-            rows["nfe"], rows["mean"], rows["std"].fillna(0), label=method, markersize=4, linewidth=1.2, capsize=2, **style
+            rows["nfe"],
+            rows["mean"],
+            rows["std"].fillna(0),
+            label=method,
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            **style,
         )
     budgets = sorted(tidy["nfe"].unique())
     axes.set_xscale("log")
@@ -98,7 +105,9 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
     axes.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_xlabel("NFE (denoiser evaluations an image)")
     axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]])
-    axes.set_title(f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9)
+    axes.set_title(
+        f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9
+    )
     _legend_beside(axes)
     return figure
 
@@ -114,9 +123,7 @@ def _curves(
     return curves
 
 
-def learned_levels(
-    paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float
-) -> Figure:
+def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     curves = _curves(paths, warps)

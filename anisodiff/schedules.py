@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anisodiff.files import StageError
+
 
 @dataclass(frozen=True)
 class Variance:
@@ -50,7 +52,7 @@ class LogLinear:
         if not (self.nodes.diff() > 0).all() or self.nodes[0] != 0 or self.nodes[-1] != 1:
             raise ValueError("knots must rise from 0 to 1")
         if not (self.logs.detach().diff(dim=-1) > 0).all():
-            raise ValueError("log variances must rise from knot to knot")
+            raise StageError("path: log variances do not rise from knot to knot: lower the path's learning rate")
 
     def __call__(self, t: Float[Tensor, " b"]) -> Variance:
         """Variances and rates at times `t`, `[B]` -> `[B, J]`."""
@@ -129,9 +131,7 @@ def karras_sigmas(
     return torch.lerp(torch.full_like(share, low), torch.full_like(share, high), share) ** rho
 
 
-def karras_logs(
-    knots: int, g_min: float, sigma_min: float, sigma_max: float, rho: float = 7.0
-) -> Float[Tensor, "1 k"]:
+def karras_logs(knots: int, g_min: float, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Float[Tensor, "1 k"]:
     """Log variances of EDM's grid at uniform knots: the start of every learned schedule. The first is log g_min."""
     share = torch.linspace(0, 1, knots, dtype=torch.float64)
     logs = 2 * karras_sigmas(share, sigma_min, sigma_max, rho).log()
@@ -151,7 +151,7 @@ def speed(g: Float[Tensor, " n"], spectrum: Float[Tensor, " k"], c: float) -> Fl
 
 
 def spectral_curve(
-    spectra: list[Float[Tensor, " k"]], c: float, g_min: float, g_max: float, resolution: int = 400
+    spectra: list[Float[Tensor, " _"]], c: float, g_min: float, g_max: float, resolution: int = 400
 ) -> LogLinear:
     """The path of least TLSM loss for Gaussian data: each subspace moves at constant `speed` (design, closed form).
 
@@ -167,7 +167,9 @@ def spectral_curve(
     times = []
     for spectrum in spectra:
         rate = speed(logs.exp(), spectrum.to(torch.float64), c) * logs.exp()  # sqrt(w) dg = rate dlog g
-        travelled = torch.cat([torch.zeros(1, dtype=torch.float64), ((rate[1:] + rate[:-1]) / 2 * logs.diff()).cumsum(0)])
+        travelled = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), ((rate[1:] + rate[:-1]) / 2 * logs.diff()).cumsum(0)]
+        )
         times.append(travelled / travelled[-1])
     nodes = torch.cat(times).unique()
     nodes = nodes[torch.cat([torch.ones(1, dtype=torch.bool), nodes.diff() > 1e-12])]

@@ -11,7 +11,8 @@ from anisodiff import checkpoints, frechet
 from anisodiff.files import StageError, write_text
 
 COLUMNS = [
-    "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features", "version", "commit",
+    "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features",
+    "version", "commit",
 ]  # fmt: skip
 
 
@@ -44,7 +45,9 @@ def distances(
         for _, statistics, _ in parts[1:]:
             total = total + statistics
         if total.count != images:
-            raise StageError(f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest")
+            raise StageError(
+                f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
+            )
         abouts = [about for _, _, about in parts]
         rows.append(
             {
@@ -81,9 +84,9 @@ def cells(distance_rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
         commit=("commit", _union),
     ).reset_index()
     rank = {name: index for index, name in enumerate(order)}
-    return table.sort_values(["method", "nfe"], key=lambda column: column.map(rank) if column.name == "method" else column)[
-        COLUMNS
-    ]
+    return table.sort_values(
+        ["method", "nfe"], key=lambda column: column.map(rank) if column.name == "method" else column
+    )[COLUMNS]
 
 
 def _union(values: pd.Series) -> str:
@@ -119,8 +122,8 @@ class Page:
         self.tidy, self.methods = tidy, methods
         self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
         self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
-        first = rows.groupby("method").first()
-        self.kimg, self.early = first["kimg"], first["stopped_early"]
+        by_method = rows.groupby("method")
+        self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
         self.newest = tidy["version"].mode()[0]
 
     def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:

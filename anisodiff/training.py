@@ -165,6 +165,8 @@ def train(
         seed = (schedule.seed << 32) + training.step
         torch.manual_seed(seed)  # dropout
         value = loss(torch.Generator().manual_seed(seed))
+        if not value.isfinite():
+            raise StageError(f"the loss is {float(value.detach())} at step {training.step}: lower the learning rates")
         training.optimizer.zero_grad(set_to_none=True)
         value.backward()
         training.optimizer.step()
@@ -179,8 +181,6 @@ def train(
         if training.step % group == 0 or training.step == schedule.steps:
             record["loss"] = float(torch.stack(losses).mean())
             losses = []
-            if not math.isfinite(record["loss"]):
-                raise StageError(f"the loss is {record['loss']} near step {training.step}: lower the learning rates")
             if training.heldout:
                 record["heldout"] = training.heldout[-1][1]
         yield record

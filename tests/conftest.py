@@ -3,3 +3,7 @@
 from jaxtyping import install_import_hook
 
 install_import_hook("anisodiff", "beartype.beartype")
+
+import torch  # noqa: E402 - after the hook
+
+torch.set_num_threads(1)  # the tensors are small

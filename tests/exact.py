@@ -15,7 +15,7 @@ class ExactGaussian(Denoiser):
         self.spectrum = spectrum  # [C, H, W]
 
     def variances(self, g: Tensor) -> Tensor:
-        return self.path.scale(torch.ones_like(self.spectrum)[None], g)
+        return self.path.scale(torch.ones_like(self.spectrum).expand(len(g), -1, -1, -1), g)
 
     def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
         self.evaluations += 1

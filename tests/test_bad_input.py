@@ -1,12 +1,12 @@
 """What goes wrong is one line on stderr that names the thing and the mend, with nothing half written."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from test_training import DATASET, ROOT, RUN, start  # noqa: F401 - a fixture
 
 from anisodiff import checkpoints, download
@@ -59,9 +59,14 @@ def test_another_kind_of_file_is_refused(tmp_path, start):  # noqa: F811
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     file = tmp_path / "file"
     file.write_text("old")
-    with pytest.raises(RuntimeError), atomic(file) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic(file) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -82,7 +87,9 @@ def test_a_loss_that_is_nan(start, tmp_path):  # noqa: F811
 
 
 def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
-    made = finetune(start, tmp_path, {**RUN, "path_learning_rate": 3.0, "ramp_kimg": 0, "guard_kimg": 0.1, "guard_tolerance": 0.02})
+    made = finetune(
+        start, tmp_path, {**RUN, "path_learning_rate": 3.0, "ramp_kimg": 0, "guard_kimg": 0.1, "guard_tolerance": 0.02}
+    )
     assert made.returncode == 0, made.stderr
     path, about = checkpoints.load_path(tmp_path / "path.safetensors")
     assert about["stopped_early"]
@@ -91,20 +98,21 @@ def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
 
 
 def test_a_full_disk(start, tmp_path):  # noqa: F811
-    """/dev/full refuses every write with ENOSPC; a limit on the file size stands in where there is no small disk."""
-    failed = finetune(start, tmp_path, {**RUN, "kimg": 0.32}, prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash"))
-    line = one_line(failed)
-    assert "free some space" in line or "File too large" in line
+    """A limit on the size of files stands in for a small disk."""
+    failed = finetune(
+        start, tmp_path, {**RUN, "kimg": 0.32}, prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash")
+    )
+    assert "free some space" in one_line(failed)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-@pytest.mark.skipif(Path("/proc/1/root").exists() and torch.get_num_threads() < 0, reason="never")
 def test_no_write_permission(start, tmp_path):  # noqa: F811
     readable = tmp_path / "readable"
     readable.mkdir()
     readable.chmod(0o555)
-    prefix = ("setpriv", "--reuid=65534", "--clear-groups") if __import__("os").geteuid() == 0 else ()
-    failed = finetune(start, readable, RUN, prefix=prefix)
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    failed = finetune(start, readable, RUN)
     assert "give yourself write permission" in one_line(failed)
 
 

@@ -27,7 +27,13 @@ def test_the_embedded_configuration_is_valid_and_completed():
     digits = resolved["datasets"]["digits"]
     assert digits["runs"]["ani"]["probes"] == 1
     assert digits["sigma_max"] == 80
-    assert digits["paths"]["edm"] == {"kind": "karras", "subspaces": "whole", "label_weights": "rank", "c": 1, "knots": 32}
+    assert digits["paths"]["edm"] == {
+        "kind": "karras",
+        "subspaces": "whole",
+        "label_weights": "rank",
+        "c": 1,
+        "knots": 32,
+    }
     assert resolve(resolved, SCHEMA) == resolved
     assert list(digits["methods"]) == list(CONFIG["datasets"]["digits"]["methods"])
 
@@ -36,12 +42,20 @@ def test_the_embedded_configuration_is_valid_and_completed():
     ("path", "value", "words"),
     [
         ("devise", "cpu", r"configuration: devise: unknown key; known here: datasets, device, threads"),
-        ("datasets.digits.runs.iso.kimgs", 3, r"datasets\.digits\.runs\.iso\.kimgs: unknown key; known here: batch, c,"),
+        (
+            "datasets.digits.runs.iso.kimgs",
+            3,
+            r"datasets\.digits\.runs\.iso\.kimgs: unknown key; known here: batch, c,",
+        ),
         ("datasets.digits.pretrain.network.width", 3, r"pretrain\.network\.width: unknown key"),
         ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1 is less than"),
         ("datasets.digits.runs.iso.gradient", "half", r"runs\.iso\.gradient: 'half' is not one of"),
         ("datasets.digits.methods.iso.solver", "rk4", r"methods\.iso\.solver: 'rk4' is not one of"),
-        ("datasets.digits.methods.iso.network", "isso", r"methods\.iso\.network: 'isso' is unknown; known here: ani, base"),
+        (
+            "datasets.digits.methods.iso.network",
+            "isso",
+            r"methods\.iso\.network: 'isso' is unknown; known here: ani, base",
+        ),
         ("datasets.digits.methods.iso.path", "none", r"methods\.iso\.path: 'none' is unknown"),
         ("datasets.digits.methods.iso-warped.warp", "ani", r"iso-warped\.warp: 'ani' is the warp of another path"),
         ("datasets.digits.methods.iso.warp", "iso", r"methods\.iso\.warp: only the grid 'warped' takes one"),
@@ -62,6 +76,23 @@ def test_what_is_wrong_is_named_with_its_key(path, value, words):
 
 def test_the_page_of_keys_is_the_schemas():
     assert (ROOT / "config/README.md").read_text() == describe(SCHEMA), "run `make config/README.md`"
+
+
+def test_the_schema_uses_known_keywords():
+    """A comma in an unquoted description would cut it and leave a stray key."""
+    known = {
+        "$schema", "title", "description", "unit", "default", "type", "enum", "const", "anyOf", "pattern", "minimum",
+        "maximum", "exclusiveMinimum", "minItems", "maxItems", "uniqueItems", "items", "minProperties", "required",
+        "properties", "additionalProperties", "propertyNames",
+    }  # fmt: skip
+
+    def check(node):
+        assert set(node) <= known, set(node) - known
+        for child in [*node.get("properties", {}).values(), node.get("items"), node.get("additionalProperties")]:
+            if isinstance(child, dict):
+                check(child)
+
+    check(SCHEMA)
 
 
 def test_every_key_has_a_description():

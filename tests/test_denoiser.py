@@ -1,5 +1,7 @@
 """J = 1, or equal variances, is EDM: its denoiser, its loss, its Heun sampler, written again from the paper."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_equal_variances_are_edms_sampler(kind):
     t = torch.cat([(80 ** (1 / 7) + i / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7, torch.zeros(1)])
     x = noise * t[0]
     with torch.no_grad():
-        for now, then in zip(t[:-1], t[1:], strict=True):
+        for now, then in itertools.pairwise(t):
             d = (x - edm(ours.network, x, now.expand(4), labels)) / now
             x_next = x + (then - now) * d
             if then > 0:

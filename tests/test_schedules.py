@@ -5,8 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anisodiff.files import StageError
 from anisodiff.paths import NoisePath, Warp
-from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear, karras_logs, karras_sigmas, spectral_curve, speed
+from anisodiff.schedules import (
+    FixedSchedule,
+    KnotSchedule,
+    LogLinear,
+    karras_logs,
+    karras_sigmas,
+    spectral_curve,
+    speed,
+)
 from anisodiff.subspaces import Subspaces, partition
 
 thetas = st.lists(st.floats(-6, 6), min_size=4, max_size=12)
@@ -67,7 +76,7 @@ def test_starts_on_edms_grid():
 
 
 def test_falling_knots_are_refused():
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(StageError, match="lower the path's learning rate"):
         LogLinear(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[0.0, 1.0, 1.0]]))
     with pytest.raises(ValueError, match="from 0 to 1"):
         LogLinear(torch.tensor([0.1, 0.5, 1.0]), torch.tensor([[0.0, 1.0, 2.0]]))

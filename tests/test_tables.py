@@ -28,7 +28,7 @@ def shard(folder, method, nfe, seeds, features, **changes):
     return manifest
 
 
-@pytest.fixture()
+@pytest.fixture
 def results(tmp_path):
     generator = torch.Generator().manual_seed(0)
     normal = lambda shift: torch.randn(10, 3, generator=generator) + shift  # noqa: E731

@@ -124,7 +124,9 @@ def test_a_new_budget_samples_only_its_own_cells(finished):
     cells = finished / "results/digits/samples"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
     assert len(before) == 6 * 6
-    ran = snakemake(finished, config, "results/digits/samples/edm/0-31.json", "results/digits/samples/ani-warped/0-31.json")
+    ran = snakemake(
+        finished, config, "results/digits/samples/edm/0-31.json", "results/digits/samples/ani-warped/0-31.json"
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     after = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
     assert {path: after[path] for path in before} == before
