@@ -67,24 +67,17 @@ def tlsm_loss(
     weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)
     g = noise.g.detach()
 
-    def error(flow: Tensor, part: slice) -> Tensor:
-        return (path.subspaces.reduce((flow + eps[part]).square()) * weight[part]).sum(1)
-
+    flow = denoiser.flow(z, g, labels)
+    losses = (path.subspaces.reduce((flow + eps).square()) * weight).sum(1)
     if probes is None:
-        return error(denoiser.flow(z, g, labels), slice(None))
-    count = probes.shape[1]
-    head, tail = slice(0, count), slice(count, None)
-    label = lambda part: None if labels is None else labels[part]  # noqa: E731
-    flow, derivative = flow_derivative(
-        denoiser, z[head], g[head], label(head), probes,
-        lambda flow: 2 * path.scale(flow + eps[head], weight[head].detach()),
-    )  # fmt: skip
+        return losses
+    head = slice(0, probes.shape[1])
+    cotangent = 2 * path.scale(flow + eps, weight)[head]
+    head_labels = None if labels is None else labels[head]
+    derivative = flow_derivative(denoiser, z[head], g[head], head_labels, flow[head], cotangent, probes)
     log_g = noise.g[head].log()
-    correction = ((log_g - log_g.detach()) * derivative).sum(1) * (len(z) / count)
-    losses = error(flow, head) + correction.to(z.dtype)
-    if count < len(z):
-        losses = torch.cat([losses, error(denoiser.flow(z[tail], g[tail], label(tail)), tail)])
-    return losses
+    correction = ((log_g - log_g.detach()) * derivative).sum(1) * (len(z) / len(derivative))
+    return torch.cat([losses[head] + correction.to(z.dtype), losses[head.stop :]])
 
 
 def warp_loss(
@@ -101,7 +94,8 @@ def warp_loss(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Discretisation loss H of one midpoint step in warped time, and the score-matching loss L_hat at its start.
 
-    Paper, Section 5.2 and Eq. 20; the warp minimises their sum. Nothing is held constant: the network is evaluated at the warped levels.
+    Paper, Section 5.2 and Eq. 20; the warp minimises their sum. Nothing is held constant: the network
+    is evaluated at the warped levels.
 
     Args:
         denoiser: network over the path; its parameters are not trained here.

@@ -10,6 +10,7 @@ from anisodiff.generation import start
 from anisodiff.grids import karras
 from anisodiff.losses import edm_loss
 from anisodiff.networks import UNet
+from anisodiff.path_gradient import flow_derivative
 from anisodiff.paths import NoisePath
 from anisodiff.schedules import KnotSchedule, karras_logs
 from anisodiff.solvers import heun, solve
@@ -129,13 +130,18 @@ def test_noise_label_is_the_papers_for_two_subspaces():
     assert seen[0].item() == pytest.approx(torch.tensor(sigma).log().item() / 4, rel=1e-6)
 
 
-def test_attention_can_be_differentiated_twice_where_the_path_gradient_runs():
-    from anisodiff.path_gradient import flow_derivative
-
+def test_the_path_gradient_runs_through_attention():
+    """On whatever kernel torch picks: it takes first derivatives only."""
     ours = denoiser("block")
     x, labels, _ = example(2)
     g = torch.tensor([[0.3, 0.5]], dtype=torch.float64).expand(2, -1)
+    flow = ours.flow(x, g, labels)
     probes = torch.ones(1, *x.shape, dtype=torch.float64)
-    _, derivative = flow_derivative(ours, x, g, labels, probes, lambda flow: flow)
+    derivative = flow_derivative(ours, x, g, labels, flow, flow, probes)
     assert derivative.isfinite().all()
     assert (derivative != 0).all()
+    ours.network.train()
+    for block in ours.network.modules():
+        block.dropout = 0.5
+    assert torch.equal(flow_derivative(ours, x, g, labels, flow, flow, probes), derivative)
+    assert ours.network.training
