@@ -13,11 +13,27 @@ the probes' own noise; in return no second derivative of the network is needed, 
 on a CPU the step takes a third of the time of a double backward pass.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from anisodiff.denoiser import Denoiser
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No dropout, which would differ between the two sides, and no graph to the weights."""
+    training, learning = network.training, [each for each in network.parameters() if each.requires_grad]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def flow_derivative(
@@ -52,13 +68,11 @@ def flow_derivative(
             return torch.autograd.grad(denoiser.flow(at, g, labels), at, cotangent)[0]
 
     slopes, bends = torch.zeros_like(z), torch.zeros_like(z)
-    training = denoiser.network.training
-    denoiser.network.eval()  # dropout would differ between the two sides
-    for probe in probes:
-        shift = path.scale(probe, h * width)
-        up, down = gradient(z + shift), gradient(z - shift)
-        slopes += (up + down) / (2 * len(probes))
-        bends += path.scale(probe * (up - down), 1 / (2 * h * width)) / len(probes)  # diagonal of Hess h
-    denoiser.network.train(training)
+    with _frozen(denoiser.network):
+        for probe in probes:
+            shift = path.scale(probe, h * width)
+            up, down = gradient(z + shift), gradient(z - shift)
+            slopes += (up + down) / (2 * len(probes))
+            bends += path.scale(probe * (up - down), 1 / (2 * h * width)) / len(probes)  # diagonal of Hess h
     terms = path.scale(bends, g / 2) + path.scale(slopes * flow, g.sqrt()) + cotangent * flow / 2
     return path.subspaces.reduce(terms)

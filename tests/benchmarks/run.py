@@ -2,10 +2,10 @@
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -24,7 +24,7 @@ SHAPE = (3, 32, 32)
 
 def denoiser(kind: str, device: str) -> Denoiser:
     torch.manual_seed(0)
-    network = UNet(32, 3, model_channels=64, channel_mult=(1, 2), num_blocks=2, attention=(16,), dropout=0.0)
+    network = UNet(32, 3, model_channels=64, channel_mult=(1, 2), num_blocks=1, attention=(16,), dropout=0.0)
     subspaces = Subspaces(partition(32, kind))
     logs = karras_logs(32, 1e-9, 0.002, 80.0).expand(subspaces.count, -1)
     return Denoiser(network, NoisePath(subspaces, KnotSchedule(logs))).to(device)
@@ -100,7 +100,7 @@ STEPS = {
 }
 
 
-def training_step(name: str, device: str, batch: int = 64) -> Callable[[], None]:
+def training_step(name: str, device: str, batch: int = 32) -> Callable[[], None]:
     model = denoiser("whole" if name == "edm" else "block", device)
     parameters = [*model.network.parameters(), *([] if name == "edm" else model.path.parameters())]
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
@@ -137,13 +137,17 @@ def steps(device: str, repeats: int) -> list[tuple[str, float, str]]:
 def _peak(name: str, device: str, results: "multiprocessing.Queue") -> None:
     torch.set_num_threads(1)
     step = training_step(name, device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
+    before = _status("VmRSS")
     for _ in range(2):
         step()
-    if device.startswith("cuda"):
-        results.put(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    results.put(torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else _status("VmHWM") - before)
+
+
+def _status(key: str) -> float:
+    """Of this process on Linux, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def memory(device: str) -> list[tuple[str, float, str]]:
