@@ -24,11 +24,11 @@ lint: $(VENV)/made
 	snakemake --lint
 
 report: $(VENV)/made
-	snakemake --cores $(CORES) --report results/report.html
+	snakemake --cores $(CORES) --report results/report.html $(ARGS)
 
 # commit a run's tables and figures under results/reference/
 reference: $(VENV)/made
-	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs reference_digits
+	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs reference_digits $(ARGS)
 
 lock: $(VENV)/made
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \

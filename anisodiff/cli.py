@@ -223,6 +223,27 @@ def plot(
     plots.make(table, settings, output)
 
 
+@app.command()
+def publish(
+    results: Annotated[Path, typer.Option(help="Folder of the dataset's run.")],
+    settings: Settings,
+    output: Annotated[Path, typer.Option(help="Folder to fill.")],
+) -> None:
+    """Copy tables and figures to where they can be committed, with what made them."""
+    from anisodiff import publishing
+
+    publishing.publish(results, settings, output)
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of anisodiff.")]) -> None:
+    """Print the config and provenance of a network, path, warp or cell, and its sha256, as JSON."""
+    from anisodiff import checkpoints
+    from anisodiff.files import sha256
+
+    typer.echo(json.dumps(checkpoints.header(file) | {"sha256": sha256(file)}, indent=1, sort_keys=True))
+
+
 @app.command("describe-config")
 def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
     """Print the page of every configuration key."""

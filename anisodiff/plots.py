@@ -101,8 +101,9 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
     axes.set_yscale("log")
     axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.set_xlabel("NFE (denoiser evaluations an image)")
     axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]])
     axes.set_title(
@@ -185,26 +186,28 @@ def _tiled(images: Tensor, columns: int) -> Tensor:
 
 def denoising_strips(strips: dict[str, str]) -> Figure:
     """Paper, Figure 1: denoised estimates at every node from T to 0, and the schedule beside them."""
+    shown = 3  # images
     figure, all_axes = plt.subplots(
-        len(strips), 2, figsize=(7.2, 2.3 * len(strips)), width_ratios=(2.4, 1), squeeze=False
+        len(strips), 2, figsize=(7.2, 2.6 * len(strips)), width_ratios=(1.9, 1), squeeze=False
     )
     for (strip_axes, schedule_axes), (name, file) in zip(all_axes, strips.items(), strict=True):
         tensors, _ = checkpoints.read(file)
-        denoised, levels = tensors["denoised"], tensors["levels"]
-        nodes, count = denoised.shape[0], min(4, denoised.shape[1])
-        _show(strip_axes, _tiled(denoised[:, :count].transpose(0, 1).flatten(0, 1), nodes))
-        sigmas = ["0" if each.max() == 0 else "/".join(f"{s:.2g}" for s in each.unique()) for each in levels]
+        denoised, levels = tensors["denoised"][:, :shown], tensors["levels"]
+        nodes = len(denoised)
+        _show(strip_axes, _tiled(denoised.transpose(0, 1).flatten(0, 1), nodes))
         width = denoised.shape[-1] + 1
-        for k, text in enumerate(sigmas):
-            strip_axes.text((k + 0.45) * width, -1.5, text, ha="center", va="bottom", fontsize=5.5, rotation=30)
-        strip_axes.set_title(f"{name}: estimates of x0 at levels $\\sigma_j$", fontsize=8, pad=24)
+        for k, level in enumerate(levels):
+            text = "\n".join(f"{sigma:.2g}" for sigma in level) if level.max() > 0 else "0"
+            strip_axes.text((k + 0.45) * width, -0.1 * width, text, ha="center", va="bottom", fontsize=7)
+        strip_axes.set_title(f"{name}: estimates of $x_0$ at levels $\\sigma_j$", fontsize=9, pad=24)
         for j, style in enumerate(_styles(levels.shape[1])):
             label = f"subspace {j + 1}" if levels.shape[1] > 1 else "all frequencies"
-            schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, markersize=4, linewidth=1.2, **style)
+            look = style | {"linestyle": DASHES[j % len(DASHES)], "markersize": 7 - 3 * j, "linewidth": 2 - j}
+            schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, **look)
         schedule_axes.set_yscale("log")
         schedule_axes.set_xlabel("node (0 is t = T)")
-        schedule_axes.set_ylabel("noise level $\\sigma_j$")
-        schedule_axes.legend(loc="best", fontsize=7)
+        schedule_axes.set_ylabel("noise level $\\sigma_j$ (pixel values)")
+        schedule_axes.legend(loc="lower left", fontsize=8)
     return figure
 
 

@@ -150,7 +150,7 @@ def plot_settings(wildcards):
     """Names and files of what the figures show."""
     dataset = wildcards.dataset
     warps = DATASETS[dataset]["warps"]
-    return as_json(
+    return json.dumps(
         {
             "dataset": dataset,
             "sigma_max": DATASETS[dataset]["sigma_max"],

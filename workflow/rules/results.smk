@@ -62,3 +62,22 @@ rule plots:
     shell:
         "exec python -m anisodiff plot --table {input.table:q} --settings {params.settings:q} --output {output:q}"
         " >{log} 2>&1"
+
+
+rule publish:
+    """Tables and figures, copied to where they can be committed, with what made them."""
+    input:
+        lambda wildcards: results_of(wildcards.dataset),
+    output:
+        "results/reference/{dataset}/provenance.json",
+    log:
+        "results/{dataset}/logs/publish.log",
+    conda:
+        ENVIRONMENT
+    params:
+        settings=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]),
+        results="results/{dataset}",
+        output=subpath(output[0], parent=True),
+    shell:
+        "exec python -m anisodiff publish --results {params.results} --settings {params.settings:q}"
+        " --output {params.output} >{log} 2>&1"

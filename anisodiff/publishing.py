@@ -1,0 +1,51 @@
+"""A finished run's tables and figures, copied to where they can be committed, with what made them."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from anisodiff.files import atomic, provenance, write_text
+
+FILES = ("table.csv", "table.md", "table.tex", "distances.csv")
+PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
+
+
+def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
+    """Copy a dataset's tables and figures, and write `provenance.json` last.
+
+    Args:
+        results: folder of the dataset's run.
+        settings: the dataset's resolved configuration.
+        output: folder to fill; files of an earlier run are replaced.
+    """
+    for file in [*(results / name for name in FILES), *sorted((results / "plots").iterdir())]:
+        with atomic(output / file.relative_to(results)) as temporary:
+            shutil.copyfile(file, temporary)
+    table = pd.read_csv(results / "table.csv", dtype=str)
+    made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
+    about = provenance(settings) | {
+        "cells_made_by": made_by,
+        "seconds": {str(path.relative_to(results / "benchmarks").with_suffix("")): _seconds(path)
+                    for path in sorted((results / "benchmarks").rglob("*.tsv"))},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }  # fmt: skip
+    write_text(output / "provenance.json", json.dumps(about, indent=1) + "\n")
+
+
+def _seconds(benchmark: Path) -> float:
+    return float(pd.read_csv(benchmark, sep="\t")["s"].iloc[0])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
