@@ -18,7 +18,7 @@ from anisodiff.generation import draw, generate, start
 from anisodiff.grids import Levels
 from anisodiff.networks import UNet
 from anisodiff.paths import NoisePath, Warp
-from anisodiff.solvers import ORDERS, STEPS, State, solve
+from anisodiff.solvers import SOLVERS, State, solve
 
 PREVIEW = 64  # images of a range that are kept to look at
 
@@ -38,7 +38,7 @@ def levels_of(
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
-    order = ORDERS[method["solver"]]
+    order = SOLVERS[method["solver"]].evaluations
     if method["grid"] == "karras":
         if order == 2 and nfe % 2 == 0:
             raise StageError(
@@ -163,7 +163,7 @@ def _is_made(cell: Path, key: str) -> bool:
 
 def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar) -> None:
     began = time.monotonic()
-    step = STEPS[sampler.method["solver"]]
+    step = SOLVERS[sampler.method["solver"]].step
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
     for chosen, images in generate(
@@ -221,7 +221,7 @@ def trajectory(
         states.append(state.z)
 
     labels = None if labels is None else labels.to(device)
-    solve(denoiser, states[0], levels, STEPS[method["solver"]], labels, watch)
+    solve(denoiser, states[0], levels, SOLVERS[method["solver"]].step, labels, watch)
 
     def denoised(z: Tensor, sigma: Tensor) -> Tensor:
         return denoiser.denoise(z, sigma.to(device).square(), labels) if (sigma > 0).all() else z

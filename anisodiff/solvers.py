@@ -71,8 +71,15 @@ def midpoint(problem: Problem, state: State, k: int, levels: Levels) -> State:
     return _second_order(problem, state, levels.nodes[k], levels.inner[k], levels.nodes[k + 1])
 
 
-STEPS: dict[str, Step] = {"euler": euler, "heun": heun, "midpoint": midpoint}
-ORDERS: dict[str, int] = {"euler": 1, "heun": 2, "midpoint": 2}
+@dataclass(frozen=True)
+class Solver:
+    """A solver's step, and the denoiser evaluations that a step costs (one to 0 costs a single one)."""
+
+    step: Step
+    evaluations: int
+
+
+SOLVERS = {"euler": Solver(euler, 1), "heun": Solver(heun, 2), "midpoint": Solver(midpoint, 2)}
 
 
 def solve(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_training import DATASET, ROOT, RUN, start  # noqa: F401 - a fixture
 
-from anisodiff import checkpoints, download
+from anisodiff import checkpoints, cli, download
 from anisodiff.files import StageError, atomic, sha256
 
 
@@ -121,3 +121,29 @@ def test_a_setting_that_is_not_json():
                        "--output-network", "c", "--output-path", "d")  # fmt: skip
     assert failed.returncode == 2
     assert "not JSON" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (PermissionError(13, "Permission denied", "results/x"), "results/x: Permission denied: give yourself write"),
+        (OSError(28, "No space left on device", "results/x"), "results/x: No space left on device: free some space"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, error, mend):
+    def refuse(**_) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit, match=f"anisodiff: {mend}"):
+        cli.main()
+
+
+@pytest.mark.parametrize("name", ["base", "features"])
+def test_committed_checkpoints_are_what_their_pages_say(name):
+    folder = ROOT / "config/checkpoints/digits"
+    page = json.loads((folder / f"{name}.json").read_text())
+    file = folder / f"{name}.safetensors"
+    assert page.pop("sha256") == sha256(file)
+    assert page == checkpoints.header(file)
+    assert file.stat().st_size < 1_000_000
