@@ -1,9 +1,8 @@
 """The training stages: a base network from nothing, finetuning on a path, and the warp of a path."""
 
-import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,32 +163,42 @@ def _train_network(
     training = Training(modules, rates)
     guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
     records = train(training, schedule, mean_tlsm_loss if learns_path else mean_edm_loss, guard)
-    seconds = _drive(records, training, schedule, settings, inputs, output)
-    seen = training.step * schedule.batch / 1000
-    since_base = {"kimg": abouts[0]["kimg"] + seen} if inputs else {"kimg": 0.0, "pretraining_kimg": seen}
-    about = provenance({"dataset": dataset, "run": settings}, list(abouts))
-    about |= {**since_base, "seconds": seconds, "stopped_early": training.stopped_early}
-    if output_path is not None:
-        learned = training.ema["path"] if learns_path else path.schedule
-        checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
-    checkpoints.save_network(output, training.ema["network"], **about)
+
+    def finish(seconds: float) -> None:
+        seen = training.step * schedule.batch / 1000
+        since_base = {"kimg": abouts[0]["kimg"] + seen} if inputs else {"kimg": 0.0, "pretraining_kimg": seen}
+        about = provenance({"dataset": dataset, "run": settings}, list(abouts))
+        about |= {**since_base, "seconds": seconds, "stopped_early": training.stopped_early}
+        if output_path is not None:
+            learned = training.ema["path"] if learns_path else path.schedule
+            checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
+        checkpoints.save_network(output, training.ema["network"], **about)
+
+    _drive(records, training, schedule, settings, [*inputs], output, finish)
 
 
-def _drive(records, training, schedule, settings, inputs, output: Path) -> float:
-    """Run to the end from the newest resume state, and clear the states. Returns the seconds this process took."""
+def _drive(
+    records: Iterator[dict[str, Any]],
+    training: Training,
+    schedule: Schedule,
+    settings: dict[str, Any],
+    inputs: list[Path],
+    output: Path,
+    finish: Callable[[float], None],
+) -> None:
+    """Run to the end from the newest resume state, `finish` with the seconds it took, then drop the states."""
     began = time.monotonic()
     store = ResumeStore(output.parent / ".state" / output.stem, key_of(settings, inputs))
     store.load(training)
     run(records, training, schedule, store, output.with_suffix(".jsonl"), settings["save_seconds"], output.stem)
+    finish(round(time.monotonic() - began, 1))
     store.clear()
-    return round(time.monotonic() - began, 1)
 
 
 def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
     """Watch TLSM's loss on fixed held-out images, at stratified times with fixed noise.
 
-    At the first held-out check the constant c and the draws are those of training, so a rise means that path and
-    network have come apart.
+    A rise means that the path has run away from what the network knows.
     """
     generator = torch.Generator().manual_seed(settings["seed"])
     repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
@@ -244,10 +253,10 @@ def learn_warp(
         return sum(parts).mean()
 
     training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
-    seconds = _drive(
-        train(training, schedule, mean_loss), training, schedule, settings, [network_file, path_file], output
-    )
-    settings_of_all = {"dataset": dataset, "warp": settings}
-    checkpoints.save_warp(
-        output, copy.deepcopy(training.ema["warp"]), seconds=seconds, **provenance(settings_of_all, [about, path_about])
-    )
+
+    def finish(seconds: float) -> None:
+        made = provenance({"dataset": dataset, "warp": settings}, [about, path_about])
+        checkpoints.save_warp(output, training.ema["warp"], seconds=seconds, **made)
+
+    records = train(training, schedule, mean_loss)
+    _drive(records, training, schedule, settings, [network_file, path_file], output, finish)

@@ -68,12 +68,17 @@ class Warp(nn.Module):
 
     def __init__(self, path: NoisePath, logs: Float[Tensor, "1 k"] | None = None, knots: int = 32):
         super().__init__()
-        with torch.no_grad():
-            self._path = LogLinear(path.mean.nodes, path.mean.logs.detach())
-            if logs is None:
-                uniform = torch.linspace(0, 1, knots, dtype=torch.float64)
-                logs = self._path(uniform).g.log().T
+        mean = path.mean
+        self.register_buffer("path_nodes", mean.nodes.clone(), persistent=False)
+        self.register_buffer("path_logs", mean.logs.detach().clone(), persistent=False)
+        if logs is None:
+            logs = self._path(torch.linspace(0, 1, knots, dtype=torch.float64)).g.log().T
         self.schedule = KnotSchedule(logs)
+
+    @property
+    def _path(self) -> LogLinear:
+        """The mean log-level of the path before the warp."""
+        return LogLinear(self.path_nodes, self.path_logs)
 
     def forward(self, t: Float[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """r(t) and its derivative, `[B]` each, float64."""

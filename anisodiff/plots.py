@@ -55,7 +55,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"]),
         "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
         "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
-        "dct-bases": lambda: dct_bases(8),
+        "dct-bases": lambda: dct_bases(32),
         "denoising-strips": lambda: denoising_strips(settings["strips"]),
         "samples": lambda: samples(settings),
     }
@@ -165,15 +165,23 @@ def dct_bases(size: int) -> Figure:
     chosen = sorted(itertools.product(range(size), repeat=2), key=lambda pq: (pq[0] ** 2 + pq[1] ** 2, pq))[:9]
     figure, all_axes = plt.subplots(1, 9, figsize=(7.2, 1.15))
     for axes, (p, q) in zip(all_axes, chosen, strict=True):
-        _show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})")
+        _show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})", framed=True)
     return figure
 
 
-def _show(axes: Axes, image: Tensor, limits: tuple[float, float] | None = (-1.0, 1.0), title: str = "") -> None:
+def _show(
+    axes: Axes,
+    image: Tensor,
+    limits: tuple[float, float] | None = (-1.0, 1.0),
+    title: str = "",
+    framed: bool = False,
+) -> None:
     low, high = limits or (-float(image.abs().max()), float(image.abs().max()))
     picture = ((image - low) / max(high - low, 1e-12)).clip(0, 1).permute(1, 2, 0).numpy()
     axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
-    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set(visible=framed, linewidth=0.5)
     axes.set_title(title, fontsize=8, pad=2)
 
 

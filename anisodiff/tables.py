@@ -124,7 +124,7 @@ class Page:
         self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
         by_method = rows.groupby("method")
         self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
-        self.newest = tidy["version"].mode()[0]
+        self.usual = tidy["version"].mode()[0]
 
     def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:
         cell = self.cell.get((method, nfe))
@@ -135,7 +135,7 @@ class Page:
             text += f"{plus_minus}{cell.std:.2f}"
         if cell.mean == self.mean[nfe].min():
             text = bold.format(text)
-        return text + (dagger if cell.version != self.newest else "")
+        return text + (dagger if cell.version != self.usual else "")
 
     def _rows(self, bold: str, plus_minus: str, dagger: str, early: str) -> list[list[str]]:
         rows = []
@@ -165,8 +165,8 @@ class Page:
         if len(unequal):
             spent = "; ".join(f"{row.method} {row.evaluations:g} of {row.nfe}" for row in unequal.itertuples())
             notes.append(f"Evaluations made, where not the budget: {spent}.")
-        if (self.tidy["version"] != self.newest).any():
-            notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.newest}.")
+        if (self.tidy["version"] != self.usual).any():
+            notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.usual}.")
         if any(self.early[method] for method in self.methods):
             notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
         return notes

@@ -241,13 +241,15 @@ class ResumeStore:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM does not end the process: the callable tells whether one has come."""
+    """Inside the block SIGTERM and Ctrl-C do not end the process: the callable tells whether one has come."""
     asked = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    caught = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(each, lambda *_: asked.append(True)) for each in caught]
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in zip(caught, previous, strict=True):
+            signal.signal(each, handler)
 
 
 def run(
@@ -259,7 +261,7 @@ def run(
     save_seconds: float,
     label: str,
 ) -> None:
-    """Drive `train` with a progress bar, a log of JSON lines, saves, and a graceful stop on SIGTERM.
+    """Drive `train` with a progress bar, a log of JSON lines, saves, and a graceful stop.
 
     Args:
         records: from `train`, over the same `training`.
@@ -271,7 +273,7 @@ def run(
         label: name in the progress bar.
 
     Raises:
-        Stopped: after SIGTERM, with the state saved.
+        Stopped: after SIGTERM or Ctrl-C, with the state saved.
     """
     from tqdm import tqdm
 

@@ -20,12 +20,18 @@ ENVIRONMENT = "../../envs/environment.yaml"
 DATASET_KEYS = ("source", "labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
+def configured(section):
+    """Pattern of the names of a section of any dataset; what is not configured has no rule."""
+    names = {name for dataset in DATASETS.values() for name in dataset[section]}
+    return "|".join(sorted(names)) or "(?!)"
+
+
 wildcard_constraints:
-    dataset="[a-z][a-z0-9-]*",
-    run="[a-z][a-z0-9-]*",
-    path="[a-z][a-z0-9-]*",
-    warp="[a-z][a-z0-9-]*",
-    method="[a-z][a-z0-9-]*",
+    dataset="|".join(DATASETS),
+    run=configured("runs"),
+    path=configured("paths"),
+    warp=configured("warps"),
+    method=configured("methods"),
     nfe="[0-9]+",
     first="[0-9]+",
     last="[0-9]+",
