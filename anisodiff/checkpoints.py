@@ -1,6 +1,8 @@
 """Artifacts on disk: safetensors files whose header holds a JSON config and the provenance. Nothing is unpickled."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +27,34 @@ def save(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -
             raise StageError(f"{path}: cannot be written ({error}): free some space, or write elsewhere") from error
 
 
-def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file written by `save`.
-
-    Raises:
-        StageError: the file is missing, truncated or of another kind.
-    """
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[safe_open]:
     if not Path(path).is_file():
         raise StageError(f"{path}: no such file: run the stage that makes it")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, json.loads(file.metadata()["json"])
+            yield file
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise StageError(
             f"{path}: not a safetensors file of anisodiff ({error}): delete it and run its stage"
         ) from error
 
 
+def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by `save`.
+
+    Raises:
+        StageError: the file is missing, truncated or of another kind.
+    """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, json.loads(file.metadata()["json"])
+
+
 def header(path: Path | str) -> dict[str, Any]:
-    """The header alone."""
-    return read(path)[1]
+    """The header alone, without reading the tensors."""
+    with _opened(path) as file:
+        return json.loads(file.metadata()["json"])
 
 
 def save_network(path: Path | str, network: UNet, **about: Any) -> None:

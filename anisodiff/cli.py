@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anisodiff.files import StageError, provenance, version
+from anisodiff.files import StageError, Stopped, provenance, version
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The stages of anisodiff."
@@ -275,8 +275,6 @@ def main() -> None:
         if mend is None:
             raise
         sys.exit(f"anisodiff: {error.filename or 'output'}: {error.strerror}: {mend} and run the stage again")
-    except RuntimeError as error:
-        if type(error).__name__ == "Stopped":
-            print(f"anisodiff: {error}", file=sys.stderr)
-            sys.exit(143)
-        raise
+    except Stopped as error:
+        print(f"anisodiff: {error}", file=sys.stderr)
+        sys.exit(143)

@@ -18,6 +18,10 @@ class StageError(Exception):
     """A failure that the user can mend. Its text names the thing and the mend; the command line prints it as it is."""
 
 
+class Stopped(Exception):
+    """The process was asked to stop; its state is saved."""
+
+
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, moved over it if the block succeeds and removed if it does not."""

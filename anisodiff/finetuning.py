@@ -174,7 +174,7 @@ def _train_network(
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
         checkpoints.save_network(output, training.ema["network"], **about)
 
-    _drive(records, training, schedule, settings, [*inputs], output, finish)
+    _drive(records, training, schedule, settings, inputs, output, finish)
 
 
 def _drive(

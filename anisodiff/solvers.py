@@ -40,15 +40,6 @@ class Problem:
 Step = Callable[[Problem, State, int, Levels], State]
 
 
-def _second_order(problem: Problem, state: State, sigma: Tensor, sigma_hat: Tensor, sigma_next: Tensor) -> State:
-    """`x - Delta f - 1/2 Delta^2 delta^{-1} (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6)."""
-    step, delta = sigma_next - sigma, sigma_hat - sigma
-    flow = problem.flow(state.z, sigma)
-    flow_hat = problem.flow(state.z - problem.scale(flow, delta), sigma_hat)
-    curve = problem.scale(flow_hat - flow, step.square() / (2 * delta))
-    return State(state.z - problem.scale(flow, step) - curve, flow)
-
-
 def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
     """First order; DDIM. One evaluation."""
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
@@ -56,19 +47,29 @@ def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
     return State(state.z - problem.scale(flow, sigma_next - sigma), flow)
 
 
-def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:
-    """EDM's trapezoidal Heun: evaluation point at the next node. Two evaluations, one on a step to 0."""
+def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
+    """`x - Delta f - 1/2 Delta^2 delta^{-1} (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6).
+
+    A step to 0 is a plain Euler step.
+    """
     if k + 1 == levels.steps and levels.ends_at_zero:
         return euler(problem, state, k, levels)
-    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
-    return _second_order(problem, state, sigma, sigma_next, sigma_next)
+    sigma = levels.nodes[k]
+    step, delta = levels.nodes[k + 1] - sigma, sigma_hat - sigma
+    flow = problem.flow(state.z, sigma)
+    flow_hat = problem.flow(state.z - problem.scale(flow, delta), sigma_hat)
+    curve = problem.scale(flow_hat - flow, step.square() / (2 * delta))
+    return State(state.z - problem.scale(flow, step) - curve, flow)
+
+
+def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:
+    """EDM's trapezoidal Heun: evaluation point at the next node. Two evaluations, one on a step to 0."""
+    return _second_order(problem, state, k, levels, levels.nodes[k + 1])
 
 
 def midpoint(problem: Problem, state: State, k: int, levels: Levels) -> State:
     """The paper's Heun: evaluation point at the grid's inner level. Two evaluations, one on a step to 0."""
-    if k + 1 == levels.steps and levels.ends_at_zero:
-        return euler(problem, state, k, levels)
-    return _second_order(problem, state, levels.nodes[k], levels.inner[k], levels.nodes[k + 1])
+    return _second_order(problem, state, k, levels, levels.inner[k])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anisodiff import checkpoints
-from anisodiff.files import StageError, atomic
+from anisodiff.files import StageError, Stopped, atomic
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,6 @@ def _check(training: Training, guard: Guard) -> None:
     elif value <= guard.best:
         guard.best = value
         training.good = {name: tensor.clone() for name, tensor in training.weights().items()}
-
-
-class Stopped(RuntimeError):
-    """The process was asked to stop; its state is saved."""
 
 
 class ResumeStore:

@@ -9,7 +9,7 @@ from anisodiff.files import StageError
 from anisodiff.grids import Levels, karras, spend, uniform
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.schedules import KnotSchedule
-from anisodiff.solvers import SOLVERS, solve
+from anisodiff.solvers import SOLVERS, Problem, State, solve
 from anisodiff.subspaces import Subspaces, partition
 
 SIDE = 4
@@ -85,7 +85,7 @@ def test_one_step_by_hand(name):
     model = gaussian(path)
     levels = uniform(path, 3, denoise=False)
     z = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    state = SOLVERS[name].step(_problem(model), _state(z), 0, levels)
+    state = SOLVERS[name].step(Problem(model), State(z), 0, levels)
     sigma = lambda level: path.scale(torch.ones_like(z), level)  # noqa: E731
     now, then = sigma(levels.nodes[0]), sigma(levels.nodes[1])
     hat = then if name == "heun" else sigma(levels.inner[0])
@@ -94,18 +94,6 @@ def test_one_step_by_hand(name):
     f_hat = flow(z - (hat - now) * f, hat)
     expected = z - (then - now) * f - (then - now) ** 2 / 2 / (hat - now) * (f_hat - f)
     assert torch.allclose(state.z, expected, atol=1e-12)
-
-
-def _problem(model):
-    from anisodiff.solvers import Problem
-
-    return Problem(model)
-
-
-def _state(z):
-    from anisodiff.solvers import State
-
-    return State(z)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
