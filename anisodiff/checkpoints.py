@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anisodiff.files import StageError, atomic
-from anisodiff.networks import UNet
+from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear
 from anisodiff.subspaces import Subspaces
@@ -57,16 +57,16 @@ def header(path: Path | str) -> dict[str, Any]:
         return json.loads(file.metadata()["json"])
 
 
-def save_network(path: Path | str, network: UNet, **about: Any) -> None:
+def save_network(path: Path | str, network: RawNetwork, **about: Any) -> None:
     """Write a network with the arguments that build it; `about` joins the header."""
     save(path, network.state_dict(), {"config": network.config, **about})
 
 
-def load_network(path: Path | str) -> tuple[UNet, dict[str, Any]]:
+def load_network(path: Path | str) -> tuple[RawNetwork, dict[str, Any]]:
     """The network in evaluation mode, and the header."""
     tensors, about = read(path)
     try:
-        network = UNet(**about["config"])
+        network = build(**about["config"])
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise StageError(f"{path}: holds no network ({str(error).splitlines()[0]})") from error

@@ -28,8 +28,15 @@ def _json(text: str) -> Any:
 Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the dataset.")]
 Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
-Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
+Computing = Annotated[
+    dict, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")
+]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
+ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, from the stage images.")]
+SourceName = Annotated[str, typer.Option(help="Zip, folder, CIFAR .tar.gz, or a built-in set.")]
+Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
+TransformName = Annotated[str, typer.Option(help="none, or center-crop.")]
+Workers = Annotated[int, typer.Option(help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
 PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
 WarpFiles = Annotated[list[Path], typer.Option("--warp", help="Warp: one a budget, or one for all.")]
@@ -37,10 +44,13 @@ FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.
 FeaturesKind = Annotated[str, typer.Option(help="Kind of the feature network.")]
 
 
-def _threads(count: int) -> None:
-    import torch
+def _compute(settings: dict, threads: int):
+    from anisodiff.compute import Compute
 
-    torch.set_num_threads(count)
+    try:
+        return Compute(**settings, threads=threads)
+    except TypeError as error:
+        raise StageError(f"compute: {error}: known are device, dtype and compile") from error
 
 
 @app.command()
@@ -56,23 +66,61 @@ def fetch(
 
 
 @app.command()
+def images(
+    source: SourceName,
+    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    resolution: Resolution = None,
+    transform: TransformName = "none",
+    workers: Workers = 1,
+) -> None:
+    """Read a data set (EDM zip, folder or zip of images, CIFAR archive) into a memory-mapped folder."""
+    from anisodiff import datasets
+
+    datasets.make_images(source, output, resolution, transform, workers)
+
+
+@app.command()
+def archive(
+    source: SourceName,
+    output: Output,
+    resolution: Resolution = None,
+    transform: TransformName = "none",
+    workers: Workers = 1,
+) -> None:
+    """Write a data set as EDM's dataset zip: uncompressed PNGs and dataset.json."""
+    from anisodiff import datasets
+
+    datasets.make_zip(source, output, resolution, transform, workers)
+
+
+@app.command()
 def pretrain(
-    dataset: Dataset, settings: Settings, output: Output, device: Device = "cpu", threads: Threads = 1
+    dataset: Dataset,
+    settings: Settings,
+    images: ImagesFolder,
+    output: Output,
+    compute: Computing = {},  # noqa: B006 - typer's way to an empty dict
+    threads: Threads = 1,
 ) -> None:
     """Train a base network from nothing with EDM's loss."""
     from anisodiff import finetuning
 
-    _threads(threads)
-    finetuning.pretrain(dataset, settings, output, device)
+    finetuning.pretrain(dataset, settings, images, output, _compute(compute, threads))
 
 
 @app.command("train-features")
-def train_features(settings: Settings, output: Output, threads: Threads = 1) -> None:
+def train_features(
+    settings: Settings,
+    images: ImagesFolder,
+    output: Output,
+    compute: Computing = {},  # noqa: B006
+    threads: Threads = 1,
+) -> None:
     """Train the digits classifier whose features the demo's distance uses."""
     from anisodiff import checkpoints, frechet
 
-    _threads(threads)
-    network, accuracy = frechet.train_digits_cnn(settings)
+    _compute(compute, threads).begin()
+    network, accuracy = frechet.train_digits_cnn(settings, images)
     about = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
     checkpoints.save(output, network.state_dict(), about)
 
@@ -81,12 +129,13 @@ def train_features(settings: Settings, output: Output, threads: Threads = 1) -> 
 def make_path(
     dataset: Dataset,
     settings: Settings,
+    images: ImagesFolder,
     output: Output,
 ) -> None:
     """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
     from anisodiff import checkpoints, finetuning
 
-    path = finetuning.initial_path(dataset, settings)
+    path = finetuning.initial_path(dataset, settings, images)
     checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
 
 
@@ -94,51 +143,50 @@ def make_path(
 def finetune(
     dataset: Dataset,
     settings: Settings,
+    images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
     output_network: Annotated[Path, typer.Option(help="Averaged weights to write.")],
     output_path: Annotated[Path, typer.Option(help="Averaged path to write.")],
-    device: Device = "cpu",
+    compute: Computing = {},  # noqa: B006
     threads: Threads = 1,
 ) -> None:
     """Finetune a network with EDM's loss, or network and path with trajectory-level score matching."""
     from anisodiff import finetuning
 
-    _threads(threads)
-    finetuning.finetune(dataset, settings, network, path, output_network, output_path, device)
+    finetuning.finetune(dataset, settings, images, network, path, output_network, output_path, _compute(compute, threads))
 
 
 @app.command()
 def warp(
     dataset: Dataset,
     settings: Settings,
+    images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
     output: Output,
-    device: Device = "cpu",
+    compute: Computing = {},  # noqa: B006
     threads: Threads = 1,
 ) -> None:
     """Learn the time warp of a path."""
     from anisodiff import finetuning
 
-    _threads(threads)
-    finetuning.learn_warp(dataset, settings, network, path, output, device)
+    finetuning.learn_warp(dataset, settings, images, network, path, output, _compute(compute, threads))
 
 
 @app.command()
 def reference(
-    dataset: Dataset,
+    images: ImagesFolder,
     features: FeaturesFile,
     features_kind: FeaturesKind,
     output: Output,
-    device: Device = "cpu",
+    compute: Computing = {},  # noqa: B006
     threads: Threads = 1,
 ) -> None:
     """Feature statistics of the data."""
     from anisodiff import sampling
 
-    _threads(threads)
-    sampling.reference(dataset, (features_kind, features), output, device)
+    sampling.reference(images, (features_kind, features), output, _compute(compute, threads))
 
 
 @app.command()
@@ -155,15 +203,15 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     warp: WarpFiles = [],  # noqa: B006 - typer's way to an empty list
-    device: Device = "cpu",
+    compute: Computing = {},  # noqa: B006
     threads: Threads = 1,
 ) -> None:
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
     from anisodiff import sampling
 
-    _threads(threads)
     files = [network, path, *warp]
-    sampling.sample(dataset, method, nfe, (first, last), batch, files, (features_kind, features), output, device)
+    network_of = (features_kind, features)
+    sampling.sample(dataset, method, nfe, (first, last), batch, files, network_of, output, _compute(compute, threads))
 
 
 @app.command()
@@ -176,12 +224,13 @@ def trajectory(
     path: PathFile,
     output: Output,
     warp: WarpFiles = [],  # noqa: B006
-    device: Device = "cpu",
+    compute: Computing = {},  # noqa: B006
+    threads: Threads = 1,
 ) -> None:
     """Record states and denoised estimates of a few images along a method's grid."""
     from anisodiff import sampling
 
-    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *warp], output, device)
+    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *warp], output, _compute(compute, threads))
 
 
 @app.command()

@@ -17,11 +17,14 @@ class Denoiser(nn.Module):
         network: `F(x [B, C, H, W], noise_label [B], class_labels [B, classes] or None)`, of x's shape.
         path: gives basis and label weights. Its schedule is not used here.
         sigma_data: standard deviation of the data.
+        body: precision of the network's body; everything else is in the precision of the states.
     """
 
-    def __init__(self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5):
+    def __init__(
+        self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5, body: torch.dtype = torch.float32
+    ):
         super().__init__()
-        self.network, self.path, self.sigma_data = network, path, sigma_data
+        self.network, self.path, self.sigma_data, self.body = network, path, sigma_data, body
         self.evaluations = 0
 
     def _raw(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
@@ -29,7 +32,9 @@ class Denoiser(nn.Module):
         self.evaluations += 1
         x_in = self.path.to_pixels(self.path.scale(z, (g + self.sigma_data**2).rsqrt()))
         noise_label = (self.path.mean_log(g) / 8).to(z.dtype).expand(len(z))
-        return self.path.from_pixels(self.network(x_in, noise_label, labels))
+        with torch.autocast(z.device.type, self.body, enabled=self.body != torch.float32):
+            raw = self.network(x_in, noise_label, labels)
+        return self.path.from_pixels(raw.to(z.dtype))
 
     def flow(
         self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import torch
 from torch import Tensor
 
 from anisodiff import checkpoints, data
+from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError, key_of, provenance
 from anisodiff.losses import edm_loss, tlsm_loss, warp_loss
-from anisodiff.networks import UNet
+from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
 from anisodiff.subspaces import Subspaces, partition
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, run, train
+
+
+CPU = Compute()
 
 
 def schedule_of(settings: dict[str, Any], kimg: float | None = None) -> Schedule:
@@ -29,13 +34,18 @@ def schedule_of(settings: dict[str, Any], kimg: float | None = None) -> Schedule
 class _Batches:
     """Draws of one dataset on one device, each from the CPU generator that it is given."""
 
-    def __init__(self, dataset: dict[str, Any], device: str):
-        self.images, self.heldout = data.load(dataset["source"]).split(dataset["heldout"])
+    def __init__(self, dataset: dict[str, Any], folder: Path, device: str):
+        self.images, self.heldout = data.load(folder).split(dataset["heldout"])
         self.flips, self.use_labels, self.device = dataset["flips"], dataset["labels"], device
+        if self.use_labels and not self.images.classes:
+            raise StageError(f"{folder}: the images have no labels: set labels to false, or give a labelled source")
 
     def images_and_labels(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        x0, labels = self.images.batch(count, generator, self.flips)
-        return x0.to(self.device), labels.to(self.device) if self.use_labels else None
+        return self.moved(*self.images.batch(count, generator, self.flips))
+
+    def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """To the device, in [-1, 1]; labels where the network has them."""
+        return data.to_unit(images.to(self.device)), labels.to(self.device) if self.use_labels else None
 
     def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator).to(self.device)
@@ -44,24 +54,34 @@ class _Batches:
         return torch.rand(count, generator=generator, dtype=torch.float64).to(self.device)
 
 
-def initial_path(dataset: dict[str, Any], settings: dict[str, Any]) -> NoisePath:
+def initial_path(dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path) -> NoisePath:
     """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
 
     Args:
         dataset: settings of the dataset.
         settings: of the path: kind, subspaces, label weights, c, knots.
+        images_folder: the training images.
     """
-    images, _ = data.load(dataset["source"]).split(dataset["heldout"])
+    images, _ = data.load(images_folder).split(dataset["heldout"])
     subspaces = Subspaces(partition(images.shape[-1], settings["subspaces"]))
     g_min, g_max = dataset["g_min"], dataset["sigma_max"] ** 2
     if settings["kind"] == "karras":
         logs = karras_logs(settings["knots"], g_min, dataset["sigma_min"], dataset["sigma_max"])
         schedule = KnotSchedule(logs.expand(subspaces.count, -1))
     else:
-        variances = subspaces.dct(data.to_unit(images.pixels).to(torch.float64)).var(0)
+        variances = coefficient_variances(images, subspaces)
         members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
         schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
     return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
+
+
+def coefficient_variances(images: data.Images, subspaces: Subspaces) -> Tensor:
+    """Variance of every DCT coefficient over the images, in float64, `[C, H, W]`."""
+    total, squares = 0.0, 0.0
+    for part, _ in images.parts():
+        z = subspaces.dct(data.to_unit(part).to(torch.float64))
+        total, squares = total + z.sum(0), squares + z.square().sum(0)
+    return (squares - total.square() / len(images)) / (len(images) - 1)
 
 
 def label_weights(subspaces: Subspaces, kind: str) -> Tensor | None:
@@ -87,62 +107,85 @@ def _edm_sigma(count: int, generator: torch.Generator) -> Tensor:
     return (torch.randn(count, generator=generator) * 1.2 - 1.2).exp()
 
 
-def pretrain(dataset: dict[str, Any], settings: dict[str, Any], output: Path, device: str = "cpu") -> None:
-    """Train a base network from random weights with EDM's loss."""
-    batches = _Batches(dataset, device)
+def pretrain(
+    dataset: dict[str, Any], settings: dict[str, Any], images: Path, output: Path, compute: Compute = CPU
+) -> None:
+    """Train a base network from random weights with EDM's loss.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the training.
+        images: folder of the training images.
+        output: the averaged weights.
+        compute: where, and in which precision.
+    """
+    compute.begin()
+    batches = _Batches(dataset, images, compute.device)
     torch.manual_seed(settings["seed"])
     channels, size, _ = batches.images.shape
-    network = UNet(size, channels, batches.images.classes if dataset["labels"] else 0, **settings["network"])
+    image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
+    network = build(label_dim=batches.images.classes if dataset["labels"] else 0, **image, **settings["network"])
     path = NoisePath(Subspaces(partition(size, "whole")), KnotSchedule(torch.tensor([[0.0, 1.0]])))
-    _train_network(dataset, settings, network, path, batches, [], output, None)
+    _train_network(dataset, settings, network, path, batches, [data.about(images)], output, None, compute)
 
 
 def finetune(
     dataset: dict[str, Any],
     settings: dict[str, Any],
+    images: Path,
     start_network: Path,
     start_path: Path,
     output: Path,
     output_path: Path,
-    device: str = "cpu",
+    compute: Compute = CPU,
 ) -> None:
     """Finetune a network, and learn its path where the loss is TLSM.
 
     Args:
         dataset: settings of the dataset.
         settings: of the run: loss, rates, batch, ...
+        images: folder of the training images.
         start_network: weights to start from.
         start_path: path to start from.
         output: the averaged weights; kimg counts from the base network.
         output_path: the averaged path; with EDM's loss, the path it was given.
+        compute: where, and in which precision.
     """
+    compute.begin()
     network, about = checkpoints.load_network(start_network)
     start, path_about = checkpoints.load_path(start_path)
     path = split_path(start, settings["subspaces"], settings["label_weights"])
-    batches = _Batches(dataset, device)
+    batches = _Batches(dataset, images, compute.device)
+    inputs = [data.about(images), start_network, start_path]
     _train_network(
-        dataset, settings, network, path, batches, [start_network, start_path], output, output_path, about, path_about
+        dataset, settings, network, path, batches, inputs, output, output_path, compute, about, path_about
     )
 
 
 def _train_network(
     dataset: dict[str, Any],
     settings: dict[str, Any],
-    network: UNet,
+    network: RawNetwork,
     path: NoisePath,
     batches: _Batches,
     inputs: list[Path],
     output: Path,
     output_path: Path | None,
+    compute: Compute,
     *abouts: dict[str, Any],
 ) -> None:
     schedule = schedule_of(settings)
     network.train().requires_grad_(True)
-    network, path = network.to(batches.device), path.to(batches.device)
+    network, path = compute.place(network), path.to(compute.device)
     learns_path = settings["loss"] == "tlsm"
     modules = {"network": network} | ({"path": path.schedule} if learns_path else {})
     rates = {"network": settings["learning_rate"]} | ({"path": settings["path_learning_rate"]} if learns_path else {})
-    denoiser = Denoiser(network, path, dataset["sigma_data"])
+    if network.shape != batches.images.shape:
+        raise StageError(
+            f"network: it makes images of {network.shape} (channels, height, width), the data's are "
+            f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
+        )
+    denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
     shape = (schedule.batch, *batches.images.shape)
 
     def mean_edm_loss(generator: torch.Generator) -> Tensor:
@@ -166,15 +209,15 @@ def _train_network(
 
     def finish(seconds: float) -> None:
         seen = training.step * schedule.batch / 1000
-        since_base = {"kimg": abouts[0]["kimg"] + seen} if inputs else {"kimg": 0.0, "pretraining_kimg": seen}
-        about = provenance({"dataset": dataset, "run": settings}, list(abouts))
+        since_base = {"kimg": abouts[0]["kimg"] + seen} if abouts else {"kimg": 0.0, "pretraining_kimg": seen}
+        about = provenance({"dataset": dataset, "run": settings, "compute": asdict(compute)}, list(abouts))
         about |= {**since_base, "seconds": seconds, "stopped_early": training.stopped_early}
         if output_path is not None:
             learned = training.ema["path"] if learns_path else path.schedule
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
         checkpoints.save_network(output, training.ema["network"], **about)
 
-    _drive(records, training, schedule, settings, inputs, output, finish)
+    _drive(records, training, schedule, settings | {"dtype": compute.dtype}, inputs, output, finish)
 
 
 def _drive(
@@ -203,8 +246,7 @@ def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, An
     generator = torch.Generator().manual_seed(settings["seed"])
     repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
     index = torch.arange(len(batches.heldout)).repeat(repeats)
-    x0 = data.to_unit(batches.heldout.pixels[index]).to(batches.device)
-    labels = batches.heldout.one_hot(index).to(batches.device) if batches.use_labels else None
+    x0, labels = batches.moved(*batches.heldout.take(index))
     eps = batches.normal(tuple(x0.shape), generator)
     order = torch.randperm(len(index), generator=generator)
     t = ((order + 0.5) / len(index)).to(torch.float64).to(batches.device)
@@ -223,21 +265,23 @@ def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, An
 def learn_warp(
     dataset: dict[str, Any],
     settings: dict[str, Any],
+    images: Path,
     network_file: Path,
     path_file: Path,
     output: Path,
-    device: str = "cpu",
+    compute: Compute = CPU,
 ) -> None:
     """Learn the time warp of a path under a network (paper, Section 5.2).
 
     The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`.
     """
+    compute.begin()
     network, about = checkpoints.load_network(network_file)
     path, path_about = checkpoints.load_path(path_file)
-    batches = _Batches(dataset, device)
-    path = path.to(device).requires_grad_(False)
-    denoiser = Denoiser(network.to(device), path, dataset["sigma_data"])
-    warp = Warp(path, knots=settings["knots"]).to(device)
+    batches = _Batches(dataset, images, compute.device)
+    path = path.to(compute.device).requires_grad_(False)
+    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
+    warp = Warp(path, knots=settings["knots"]).to(compute.device)
     schedule = schedule_of(settings)
     shape = (schedule.batch, *batches.images.shape)
 
@@ -255,8 +299,9 @@ def learn_warp(
     training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
 
     def finish(seconds: float) -> None:
-        made = provenance({"dataset": dataset, "warp": settings}, [about, path_about])
+        made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])
         checkpoints.save_warp(output, training.ema["warp"], seconds=seconds, **made)
 
     records = train(training, schedule, mean_loss)
-    _drive(records, training, schedule, settings, [network_file, path_file], output, finish)
+    inputs = [data.about(images), network_file, path_file]
+    _drive(records, training, schedule, settings | {"dtype": compute.dtype}, inputs, output, finish)

@@ -120,16 +120,17 @@ def distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return float(frechet_distance(a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy()))
 
 
-def train_digits_cnn(settings: dict[str, Any]) -> tuple[DigitsCNN, float]:
+def train_digits_cnn(settings: dict[str, Any], folder: Path) -> tuple[DigitsCNN, float]:
     """Train the digits classifier; returns it and its accuracy on held-out images.
 
     Args:
         settings: seed, steps, batch, learning_rate, heldout.
+        folder: images of the digits.
     """
     from anisodiff.data import load
 
     torch.manual_seed(settings["seed"])
-    images, heldout = load("digits").split(settings["heldout"])
+    images, heldout = load(folder).split(settings["heldout"])
     network = DigitsCNN()
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["learning_rate"], total_steps=settings["steps"])
@@ -137,12 +138,14 @@ def train_digits_cnn(settings: dict[str, Any]) -> tuple[DigitsCNN, float]:
         generator = torch.Generator().manual_seed((settings["seed"] << 32) + step)
         index = torch.randint(len(images), (settings["batch"],), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        x = torch.roll(to_unit(images.pixels[index]), shift, dims=(2, 3))
-        value = functional.cross_entropy(network(x), images.labels[index], label_smoothing=0.1)
+        pixels, labels = images.take(index)
+        x = torch.roll(to_unit(pixels), shift, dims=(2, 3))
+        value = functional.cross_entropy(network(x), labels.argmax(1), label_smoothing=0.1)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        right = network(to_unit(heldout.pixels)).argmax(1) == heldout.labels
+        pixels, labels = heldout.take(torch.arange(len(heldout)))
+        right = network(to_unit(pixels)).argmax(1) == labels.argmax(1)
     return network.eval(), float(right.float().mean())

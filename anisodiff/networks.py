@@ -1,196 +1,330 @@
-"""U-Nets that predict the raw output F of EDM's preconditioned denoiser.
+"""U-Nets that predict the raw output F of EDM's preconditioned denoiser: DDPM++, NCSN++ and ADM.
 
-The module and parameter names are those of the published DDPM++ networks ("SongUNet", Karras et al. 2022,
-arXiv:2206.00364, Appendix F.2), so that state dicts keep their meaning across code bases. Written afresh.
+Karras et al. 2022 (arXiv:2206.00364, Appendix F.2), with the argument, module and parameter names of the published
+networks, so that their state dicts load strictly and keep their meaning across code bases. Written afresh.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class PositionalEmbedding(nn.Module):
-    """Sines and cosines of the noise label at geometrically spaced frequencies, `[B]` -> `[B, channels]`."""
-
-    def __init__(self, channels: int, max_positions: float = 10_000.0):
-        super().__init__()
-        exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - 1)
-        self.register_buffer("freqs", max_positions**-exponents, persistent=False)
-
-    def forward(self, label: Tensor) -> Tensor:
-        angles = label[:, None] * self.freqs.to(label.dtype)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
-    """Xavier-uniform weights times `gain`, zero bias."""
-    nn.init.xavier_uniform_(layer.weight)
-    with torch.no_grad():
-        layer.weight.mul_(gain)
-        layer.bias.zero_()
-    return layer
+from anisodiff.files import StageError
+from anisodiff.layers import (
+    Conv2d,
+    FilteredConv2d,
+    FourierEmbedding,
+    PositionalEmbedding,
+    Resampling,
+    UNetBlock,
+    initialise,
+    norm,
+    zeroed,
+)
 
 
-def _conv(fan_in: int, fan_out: int, kernel: int, gain: float = 1.0) -> nn.Module:
-    return _initialised(nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2), gain)
+class RawNetwork(nn.Module):
+    """What the denoiser asks of a network: `F(x, noise_label, labels)`, and the arguments that build it again."""
 
+    config: dict[str, Any]
 
-def _norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of its images."""
+        return self.config["in_channels"], self.config["img_resolution"], self.config["img_resolution"]
 
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 for an unconditional network."""
+        return self.config["label_dim"]
 
-class UNetBlock(nn.Module):
-    """Residual block with optional resampling by two and optional self-attention.
+    def embedding(self, noise_label: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """`[B, channels]`, in full precision whatever the body runs in."""
+        raise NotImplementedError
 
-    Args:
-        fan_in: input channels.
-        fan_out: output channels.
-        emb: channels of the noise and label embedding.
-        resample: "up", "down" or None.
-        heads: attention heads; 0 leaves attention out.
-        dropout: probability, while training.
-    """
-
-    def __init__(
-        self, fan_in: int, fan_out: int, emb: int, resample: str | None = None, heads: int = 0, dropout: float = 0.0
-    ):
-        super().__init__()
-        self.resample, self.heads, self.dropout = resample, heads, dropout
-        self.norm0 = _norm(fan_in)
-        self.conv0 = _conv(fan_in, fan_out, 3)
-        self.affine = _initialised(nn.Linear(emb, fan_out))
-        self.norm1 = _norm(fan_out)
-        self.conv1 = _conv(fan_out, fan_out, 3, gain=1e-5)
-        self.skip = _conv(fan_in, fan_out, 1) if fan_in != fan_out or resample else None
-        if heads:
-            self.norm2 = _norm(fan_out)
-            self.qkv = _conv(fan_out, 3 * fan_out, 1, gain=math.sqrt(0.2))
-            self.proj = _conv(fan_out, fan_out, 1, gain=1e-5)
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return functional.avg_pool2d(x, 2)
-        if self.resample == "up":
-            return functional.interpolate(x, scale_factor=2, mode="nearest")
-        return x
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(self._resampled(functional.silu(self.norm0(x))))
-        h = functional.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
-        h = self.conv1(functional.dropout(h, self.dropout, self.training))
-        x = self._resampled(x)
-        x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
-        return self._attended(x) if self.heads else x
-
-    def _attended(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)
-        a = functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
-        return (self.proj(a) + x) * math.sqrt(0.5)
-
-
-class UNet(nn.Module):
-    """A DDPM++-style U-Net: raw output F of the input scaled by c_in, the noise label and the class.
-
-    Args:
-        image_size: side of the square image.
-        channels: image channels.
-        classes: number of classes; 0 for an unconditional network.
-        model_channels: width at full resolution.
-        channel_mult: width at each resolution, in units of `model_channels`; each resolution halves the one before.
-        emb_mult: width of the embedding, in units of `model_channels`.
-        num_blocks: residual blocks a resolution in the encoder (the decoder has one more).
-        attention: resolutions with self-attention.
-        dropout: probability, while training.
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        channels: int,
-        classes: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (2, 2, 2),
-        emb_mult: int = 4,
-        num_blocks: int = 4,
-        attention: Sequence[int] = (16,),
-        dropout: float = 0.1,
-    ):
-        super().__init__()
-        self.config = {
-            "image_size": image_size,
-            "channels": channels,
-            "classes": classes,
-            "model_channels": model_channels,
-            "channel_mult": list(channel_mult),
-            "emb_mult": emb_mult,
-            "num_blocks": num_blocks,
-            "attention": list(attention),
-            "dropout": dropout,
-        }
-        emb = model_channels * emb_mult
-        self.map_noise = PositionalEmbedding(model_channels)
-        self.map_label = _initialised(nn.Linear(classes, model_channels)) if classes else None
-        self.map_layer0 = _initialised(nn.Linear(model_channels, emb))
-        self.map_layer1 = _initialised(nn.Linear(emb, emb))
-
-        def block(fan_in: int, fan_out: int, resolution: int, resample: str | None = None) -> UNetBlock:
-            heads = 1 if resolution in attention and resample is None else 0
-            return UNetBlock(fan_in, fan_out, emb, resample, heads, dropout)
-
-        widths = [model_channels * mult for mult in channel_mult]
-        sides = [image_size >> level for level in range(len(widths))]
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        width, skips = model_channels, [model_channels]
-        self.enc[f"{image_size}x{image_size}_conv"] = _conv(channels, model_channels, 3)
-        for level, (side, wide) in enumerate(zip(sides, widths, strict=True)):
-            if level > 0:
-                self.enc[f"{side}x{side}_down"] = block(width, width, side, "down")
-                skips.append(width)
-            for index in range(num_blocks):
-                self.enc[f"{side}x{side}_block{index}"] = block(width, wide, side)
-                skips.append(width := wide)
-        for level, (side, wide) in reversed(list(enumerate(zip(sides, widths, strict=True)))):
-            if level == len(sides) - 1:
-                self.dec[f"{side}x{side}_in0"] = UNetBlock(width, width, emb, None, int(bool(attention)), dropout)
-                self.dec[f"{side}x{side}_in1"] = UNetBlock(width, width, emb, None, 0, dropout)
-            else:
-                self.dec[f"{side}x{side}_up"] = block(width, width, side, "up")
-            for index in range(num_blocks + 1):
-                # attention closes a resolution in the decoder, as in the published networks
-                last = side if index == num_blocks else 0
-                self.dec[f"{side}x{side}_block{index}"] = block(width + skips.pop(), wide, last)
-                width = wide
-        self.dec[f"{image_size}x{image_size}_aux_norm"] = _norm(width)
-        self.dec[f"{image_size}x{image_size}_aux_conv"] = _conv(width, channels, 3, gain=1e-5)
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
         noise_label: Float[Tensor, " b"],
         labels: Float[Tensor, "b k"] | None = None,
+        augment_labels: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
+        """Raw output.
+
+        Args:
+            x: noisy images times c_in.
+            noise_label: a quarter of the log of sigma.
+            labels: one-hot classes; None is no class.
+            augment_labels: parameters of training-time augmentations; None, as in sampling, is none.
+        """
+        if labels is not None and self.classes and labels.shape[1] != self.classes:
+            raise StageError(f"labels: {labels.shape[1]} classes for a network of {self.classes}: give its own")
+        with torch.autocast(x.device.type, enabled=False):
+            emb = self.embedding(noise_label, labels if self.classes else None, augment_labels)
+        return self.body(x, emb)
+
+    def _kept(self, labels: Tensor) -> Tensor:
+        """Labels, of which training drops a share."""
+        share = self.config["label_dropout"]
+        if not (self.training and share):
+            return labels
+        return labels * (torch.rand(len(labels), 1, device=labels.device) >= share).to(labels.dtype)
+
+
+class SongUNet(RawNetwork):
+    """DDPM++ (the defaults) and NCSN++ (embedding "fourier", encoder "residual", filter 1-3-3-1, noise width 2).
+
+    Args:
+        img_resolution: side of the square image.
+        in_channels: image channels.
+        out_channels: channels of the output.
+        label_dim: number of classes; 0 for an unconditional network.
+        augment_dim: width of the augmentation labels; 0 for none.
+        model_channels: width at full resolution.
+        channel_mult: width at each resolution, in units of `model_channels`; each resolution halves the one before.
+        channel_mult_emb: width of the embedding, in units of `model_channels`.
+        num_blocks: residual blocks a resolution in the encoder (the decoder has one more).
+        attn_resolutions: resolutions with self-attention; the middle always has it, but for None, which is no attention.
+        dropout: probability, while training.
+        label_dropout: share of the labels dropped while training.
+        embedding_type: of the noise label.
+        channel_mult_noise: width of the noise embedding, in units of `model_channels`.
+        encoder_type: "standard", or with the downsampled image added ("skip", "residual").
+        decoder_type: "standard", or with an output at every resolution ("skip").
+        resample_filter: taps of the resampling filter.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] | None = (16,),
+        dropout: float = 0.1,
+        label_dropout: float = 0.0,
+        embedding_type: Literal["positional", "fourier"] = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: Literal["standard", "skip", "residual"] = "standard",
+        decoder_type: Literal["standard", "skip"] = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+    ):
+        super().__init__()
+        self.config = _config(locals())
+        emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
+        fourier = embedding_type == "fourier"
+        self.map_noise = FourierEmbedding(noise) if fourier else PositionalEmbedding(noise, True, sines_first=True)
+        self.map_label = initialise(nn.Linear(label_dim, noise), 1.0) if label_dim else None
+        self.map_augment = initialise(nn.Linear(augment_dim, noise, bias=False), 1.0) if augment_dim else None
+        self.map_layer0 = initialise(nn.Linear(noise, emb), 1.0)
+        self.map_layer1 = initialise(nn.Linear(emb, emb), 1.0)
+
+        def block(fan_in: int, fan_out: int, attended: bool = False, resample: str | None = None) -> UNetBlock:
+            return UNetBlock(fan_in, fan_out, emb, resample, int(attended), dropout, resample_filter)
+
+        attended_sides = () if attn_resolutions is None else attn_resolutions
+        sides = [img_resolution >> level for level in range(len(channel_mult))]
+        widths = [model_channels * mult for mult in channel_mult]
+        levels = list(enumerate(zip(sides, widths, strict=True)))
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        width, auxiliary = model_channels, in_channels
+        self.enc[f"{img_resolution}x{img_resolution}_conv"] = Conv2d(in_channels, width, 3)
+        skips = [width]
+        for level, (side, wide) in levels:
+            name = f"{side}x{side}"
+            if level > 0:
+                self.enc[f"{name}_down"] = block(width, width, resample="down")
+                skips.append(width)
+                if encoder_type == "skip":
+                    self.enc[f"{name}_aux_down"] = Resampling("down", resample_filter)
+                    self.enc[f"{name}_aux_skip"] = Conv2d(auxiliary, width, 1)
+                if encoder_type == "residual":
+                    self.enc[f"{name}_aux_residual"] = FilteredConv2d(auxiliary, width, 3, resample_filter)
+                    auxiliary = width
+            for index in range(num_blocks):
+                self.enc[f"{name}_block{index}"] = block(width, wide, side in attended_sides)
+                skips.append(width := wide)
+        for level, (side, wide) in reversed(levels):
+            name = f"{side}x{side}"
+            if level == len(sides) - 1:
+                self.dec[f"{name}_in0"] = block(width, width, attn_resolutions is not None)
+                self.dec[f"{name}_in1"] = block(width, width)
+            else:
+                self.dec[f"{name}_up"] = block(width, width, resample="up")
+            for index in range(num_blocks + 1):
+                attended = index == num_blocks and side in attended_sides
+                self.dec[f"{name}_block{index}"] = block(width + skips.pop(), wide, attended)
+                width = wide
+            if decoder_type == "skip" or level == 0:
+                if decoder_type == "skip" and level < len(sides) - 1:
+                    self.dec[f"{name}_aux_up"] = Resampling("up", resample_filter)
+                self.dec[f"{name}_aux_norm"] = norm(width, 1e-6)
+                self.dec[f"{name}_aux_conv"] = Conv2d(width, out_channels, 3, gain=1e-5)
+
+    def embedding(self, noise_label: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         emb = self.map_noise(noise_label)
-        if self.map_label is not None and labels is not None:
-            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
-        emb = functional.silu(self.map_layer0(emb))
-        emb = functional.silu(self.map_layer1(emb))
+        if labels is not None:
+            emb = emb + self.map_label(self._kept(labels) * math.sqrt(self.classes))
+        elif self.map_label is not None:
+            emb = emb + self.map_label.bias  # no class: a label of zeros
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        return functional.silu(self.map_layer1(functional.silu(self.map_layer0(emb))))
+
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        skips, image = [], x
+        for name, layer in self.enc.items():
+            if name.endswith("aux_down"):
+                image = layer(image)
+            elif name.endswith("aux_skip"):
+                x = skips[-1] = x + layer(image)
+            elif name.endswith("aux_residual"):
+                x = skips[-1] = image = (x + layer(image)) * math.sqrt(0.5)
+            else:
+                x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
+                skips.append(x)
+        output, normed = None, None
+        for name, layer in self.dec.items():
+            if name.endswith("aux_up"):
+                output = layer(output)
+            elif name.endswith("aux_norm"):
+                normed = functional.silu(layer(x))
+            elif name.endswith("aux_conv"):
+                output = layer(normed) if output is None else output + layer(normed)
+            else:
+                x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
+                x = layer(x, emb)
+        return output
+
+
+class DhariwalUNet(RawNetwork):
+    """ADM (Dhariwal and Nichol 2021), as EDM builds it.
+
+    Args:
+        img_resolution: side of the square image.
+        in_channels: image channels.
+        out_channels: channels of the output.
+        label_dim: number of classes; 0 for an unconditional network.
+        augment_dim: width of the augmentation labels; 0 for none.
+        model_channels: width at full resolution.
+        channel_mult: width at each resolution, in units of `model_channels`; each resolution halves the one before.
+        channel_mult_emb: width of the embedding, in units of `model_channels`.
+        num_blocks: residual blocks a resolution in the encoder (the decoder has one more).
+        attn_resolutions: resolutions with self-attention, 64 channels a head.
+        dropout: probability, while training.
+        label_dropout: share of the labels dropped while training.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.1,
+        label_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.config = _config(locals())
+        emb = model_channels * channel_mult_emb
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False, sines_first=False)
+        self.map_augment = zeroed(nn.Linear(augment_dim, model_channels, bias=False)) if augment_dim else None
+        self.map_layer0 = nn.Linear(model_channels, emb)
+        self.map_layer1 = nn.Linear(emb, emb)
+        self.map_label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
+        if label_dim:
+            nn.init.normal_(self.map_label.weight)
+
+        def block(fan_in: int, fan_out: int, attended: bool = False, resample: str | None = None) -> UNetBlock:
+            return UNetBlock(fan_in, fan_out, emb, resample, fan_out // 64 * attended, dropout, adm=True)
+
+        sides = [img_resolution >> level for level in range(len(channel_mult))]
+        widths = [model_channels * mult for mult in channel_mult]
+        levels = list(enumerate(zip(sides, widths, strict=True)))
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        width = widths[0]
+        self.enc[f"{img_resolution}x{img_resolution}_conv"] = Conv2d(in_channels, width, 3, "torch")
+        skips = [width]
+        for level, (side, wide) in levels:
+            if level > 0:
+                self.enc[f"{side}x{side}_down"] = block(width, width, resample="down")
+                skips.append(width)
+            for index in range(num_blocks):
+                self.enc[f"{side}x{side}_block{index}"] = block(width, wide, side in attn_resolutions)
+                skips.append(width := wide)
+        for level, (side, wide) in reversed(levels):
+            if level == len(sides) - 1:
+                self.dec[f"{side}x{side}_in0"] = block(width, width, True)
+                self.dec[f"{side}x{side}_in1"] = block(width, width)
+            else:
+                self.dec[f"{side}x{side}_up"] = block(width, width, resample="up")
+            for index in range(num_blocks + 1):
+                self.dec[f"{side}x{side}_block{index}"] = block(width + skips.pop(), wide, side in attn_resolutions)
+                width = wide
+        self.out_norm = norm(width, 1e-5)
+        self.out_conv = zeroed(Conv2d(width, out_channels, 3, "torch"))
+
+    def embedding(self, noise_label: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        emb = self.map_noise(noise_label)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(functional.silu(self.map_layer0(emb)))
+        if labels is not None:
+            emb = emb + self.map_label(self._kept(labels))
+        return functional.silu(emb)
+
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
         skips = []
         for layer in self.enc.values():
             x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
             skips.append(x)
         for name, layer in self.dec.items():
-            if "_block" in name:
-                x = torch.cat([x, skips.pop()], dim=1)
-            if isinstance(layer, UNetBlock):
-                x = layer(x, emb)
-            elif name.endswith("aux_norm"):
-                x = functional.silu(layer(x))
-            else:
-                x = layer(x)
-        return x
+            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        return self.out_conv(functional.silu(self.out_norm(x)))
+
+
+NETWORKS: dict[str, type[RawNetwork]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+
+
+def _config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments as JSON."""
+    own = {key: value for key, value in arguments.items() if key not in ("self", "__class__")}
+    return {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in own.items()}
+
+
+def build(model_type: str, **arguments: Any) -> RawNetwork:
+    """A network with random weights.
+
+    Args:
+        model_type: "SongUNet" or "DhariwalUNet".
+        arguments: of its constructor.
+
+    Raises:
+        StageError: an unknown type, or arguments that it does not have.
+    """
+    if model_type not in NETWORKS:
+        raise StageError(f"network: {model_type!r} is unknown: use one of {', '.join(NETWORKS)}")
+    try:
+        network = NETWORKS[model_type](**arguments)
+    except TypeError as error:
+        raise StageError(f"network: {error}: check its arguments") from error
+    network.config["model_type"] = model_type
+    return network

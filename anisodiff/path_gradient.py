@@ -18,19 +18,22 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 
 
 @contextlib.contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """No dropout, which would differ between the two sides, and no graph to the weights."""
+def _frozen(denoiser: Denoiser) -> Iterator[None]:
+    """No dropout, which would differ between the two sides, no graph to the weights, no rounding to half precision."""
+    network, body = denoiser.network, denoiser.body
     training, learning = network.training, [each for each in network.parameters() if each.requires_grad]
     network.eval().requires_grad_(False)
+    denoiser.body = torch.float32
     try:
         yield
     finally:
+        denoiser.body = body
         network.train(training)
         for parameter in learning:
             parameter.requires_grad_(True)
@@ -68,7 +71,7 @@ def flow_derivative(
             return torch.autograd.grad(denoiser.flow(at, g, labels), at, cotangent)[0]
 
     slopes, bends = torch.zeros_like(z), torch.zeros_like(z)
-    with _frozen(denoiser.network):
+    with _frozen(denoiser):
         for probe in probes:
             shift = path.scale(probe, h * width)
             up, down = gradient(z + shift), gradient(z - shift)

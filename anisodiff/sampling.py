@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from anisodiff import checkpoints, data, frechet, grids
+from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError, key_of, provenance, write_text
 from anisodiff.generation import draw, generate, start
 from anisodiff.grids import Levels
-from anisodiff.networks import UNet
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.solvers import SOLVERS, State, solve
 
+CPU = Compute()
 PREVIEW = 64  # images of a range that are kept to look at
 
 
@@ -59,42 +60,31 @@ def _uniform(points: int, denoise: bool, path: NoisePath, warp: Warp | None) -> 
     return grids.uniform(path, points, warp, denoise)
 
 
-@dataclass(frozen=True)
 class Sampler:
     """A method's network, path and warps, read from their files.
 
-    Attributes:
+    Args:
         dataset: settings of the dataset.
         method: settings of the method.
         files: network, path, then one warp for every budget, or one for all, or none.
-        device: where to compute.
+        compute: where, and in which precision.
     """
 
-    dataset: dict[str, Any]
-    method: dict[str, Any]
-    files: Sequence[Path]
-    device: str
-
-    def __post_init__(self) -> None:
-        network, about = checkpoints.load_network(self.files[0])
-        path, path_about = checkpoints.load_path(self.files[1])
-        object.__setattr__(self, "abouts", [about, path_about])
-        object.__setattr__(self, "path", path)
-        denoiser = Denoiser(network, path, self.dataset["sigma_data"]).to(self.device)
-        object.__setattr__(self, "denoiser", denoiser)
-
-    @property
-    def network(self) -> UNet:
-        return self.denoiser.network
+    def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
+        self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
+        network, about = checkpoints.load_network(files[0])
+        self.path, path_about = checkpoints.load_path(files[1])
+        self.abouts = [about, path_about]
+        self.denoiser = Denoiser(compute.place(network), self.path, dataset["sigma_data"], compute.body)
+        self.denoiser.to(compute.device)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        config = self.network.config
-        return config["channels"], config["image_size"], config["image_size"]
+        return self.denoiser.network.shape
 
     @property
     def classes(self) -> int:
-        return self.network.config["classes"] if self.dataset["labels"] else 0
+        return self.denoiser.network.classes if self.dataset["labels"] else 0
 
     def warp_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
         warps = self.files[2:]
@@ -116,7 +106,7 @@ def sample(
     files: Sequence[Path],
     features: tuple[str, Path],
     output: Path,
-    device: str = "cpu",
+    compute: Compute = CPU,
 ) -> None:
     """Feature statistics of one seed range at every budget.
 
@@ -132,12 +122,13 @@ def sample(
         files: network, path, warps (see `Sampler`).
         features: kind and file of the feature network.
         output: JSON manifest of the cells.
-        device: where to compute.
+        compute: where, and in which precision.
     """
     from tqdm import tqdm
 
-    sampler = Sampler(dataset, method, files, device)
-    extract = frechet.FEATURES[features[0]](features[1], device)
+    compute.begin()
+    sampler = Sampler(dataset, method, files, compute)
+    extract = frechet.FEATURES[features[0]](features[1], compute.device)
     seed_list = range(seeds[0], seeds[1] + 1)
     cells = []
     bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
@@ -145,6 +136,7 @@ def sample(
         warp_file = sampler.warp_file(nfe, nfes)
         inputs = [*files[:2], *([] if warp_file is None else [warp_file]), features[1]]
         settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
+        settings["dtype"] = compute.dtype
         key = key_of(settings, inputs)
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
         if not _is_made(cell, key):
@@ -186,16 +178,29 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar)
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
 
 
-def reference(dataset: dict[str, Any], features: tuple[str, Path], output: Path, device: str = "cpu") -> None:
-    """Feature statistics of all of a dataset's images."""
-    images = data.load(dataset["source"]).pixels
-    extract = frechet.FEATURES[features[0]](features[1], device)
-    parts = [extract(part) for part in images.split(256)]
-    statistics = frechet.FeatureStatistics(parts[0].shape[1])
-    for part in parts:
-        statistics.add(part)
-    about = provenance({"dataset": dataset, "features": features[0]}) | {"features": features[0]}
-    checkpoints.save(output, statistics.tensors() | {"preview": images[:PREVIEW]}, about)
+def reference(images: Path, features: tuple[str, Path], output: Path, compute: Compute = CPU) -> None:
+    """Feature statistics of all images of a folder.
+
+    Args:
+        images: made by the stage `images`.
+        features: kind and file of the feature network.
+        output: safetensors file.
+        compute: where.
+    """
+    from tqdm import tqdm
+
+    compute.begin()
+    extract = frechet.FEATURES[features[0]](features[1], compute.device)
+    loaded, statistics = data.load(images), None
+    with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
+        for part, _ in loaded.parts():
+            found = extract(part)
+            statistics = statistics or frechet.FeatureStatistics(found.shape[1])
+            statistics.add(found)
+            bar.update(len(part))
+    described = json.loads(data.about(images).read_text())
+    about = provenance({"images": described, "features": features[0]}) | {"features": features[0]}
+    checkpoints.save(output, statistics.tensors() | {"preview": loaded.pixels[:PREVIEW]}, about)
 
 
 def trajectory(
@@ -205,13 +210,14 @@ def trajectory(
     seeds: Sequence[int],
     files: Sequence[Path],
     output: Path,
-    device: str = "cpu",
+    compute: Compute = CPU,
 ) -> None:
     """Denoised estimates and states of a few images at every node of a method's grid, for the figures.
 
     Writes `denoised` and `states` `[nodes, images, C, H, W]` in pixels, and `levels` `[nodes, J]`.
     """
-    sampler = Sampler(dataset, method, files, device)
+    compute.begin()
+    device, sampler = compute.device, Sampler(dataset, method, files, compute)
     levels = sampler.levels(nfe, sampler.warp_file(nfe, [nfe]))
     noise, labels = draw(seeds, sampler.shape, sampler.classes)
     denoiser, path = sampler.denoiser, sampler.path

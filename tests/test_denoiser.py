@@ -9,7 +9,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.generation import start
 from anisodiff.grids import karras
 from anisodiff.losses import edm_loss
-from anisodiff.networks import UNet
+from anisodiff.networks import SongUNet
 from anisodiff.path_gradient import flow_derivative
 from anisodiff.paths import NoisePath
 from anisodiff.schedules import KnotSchedule, karras_logs
@@ -19,9 +19,11 @@ from anisodiff.subspaces import Subspaces, partition
 SIGMA_DATA = 0.7
 
 
-def network() -> UNet:
+def network() -> SongUNet:
     torch.manual_seed(0)
-    net = UNet(8, 2, classes=3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attention=(4,), dropout=0.0)
+    net = SongUNet(
+        8, 2, 2, label_dim=3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0
+    )
     for parameter in net.parameters():  # the output layers start at almost nothing
         torch.nn.init.normal_(parameter, std=0.2)
     return net.double().eval()

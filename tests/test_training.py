@@ -20,7 +20,8 @@ DATASET = {
     "sigma_data": 0.75, "sigma_min": 0.002, "sigma_max": 80.0, "g_min": 1e-9,
 }  # fmt: skip
 NETWORK = {
-    "model_channels": 8, "channel_mult": [1], "emb_mult": 2, "num_blocks": 1, "attention": [], "dropout": 0.1,
+    "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "channel_mult_emb": 2, "num_blocks": 1,
+    "attn_resolutions": None, "dropout": 0.1,
 }  # fmt: skip
 RUN = {
     "loss": "tlsm", "kimg": 2.56, "batch": 32, "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5,

@@ -13,7 +13,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.generation import start
 from anisodiff.grids import uniform
 from anisodiff.losses import edm_loss, tlsm_loss
-from anisodiff.networks import UNet
+from anisodiff.networks import SongUNet
 from anisodiff.paths import NoisePath
 from anisodiff.schedules import KnotSchedule, karras_logs
 from anisodiff.solvers import midpoint, solve
@@ -24,7 +24,9 @@ SHAPE = (3, 32, 32)
 
 def denoiser(kind: str, device: str) -> Denoiser:
     torch.manual_seed(0)
-    network = UNet(32, 3, model_channels=64, channel_mult=(1, 2), num_blocks=1, attention=(16,), dropout=0.0)
+    network = SongUNet(
+        32, 3, 3, model_channels=64, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(16,), dropout=0.0
+    )
     subspaces = Subspaces(partition(32, kind))
     logs = karras_logs(32, 1e-9, 0.002, 80.0).expand(subspaces.count, -1)
     return Denoiser(network, NoisePath(subspaces, KnotSchedule(logs))).to(device)

@@ -1,5 +1,6 @@
 # needs: the configuration.   makes: CONFIG, resolved and checked, and functions from names to files.   next: inputs.smk
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ except StageError as error:
 DATASETS = CONFIG["datasets"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
-DATASET_KEYS = ("source", "labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
+DATASET_KEYS = ("labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
 def configured(section):
@@ -46,13 +47,35 @@ def dataset_json(wildcards):
     return as_json({key: DATASETS[wildcards.dataset][key] for key in DATASET_KEYS})
 
 
+def compute_json():
+    """Device, precision and compilation. Threads are not among them: another number of cores reruns nothing."""
+    return as_json({key: CONFIG[key] for key in ("device", "dtype", "compile")})
+
+
 def section(name, key):
     """Function of the wildcards: the JSON of one entry of the dataset's configuration."""
     return lambda wildcards: as_json(DATASETS[wildcards.dataset][name][getattr(wildcards, key)])
 
 
+def is_address(url):
+    return url.startswith(("http://", "https://", "file://", "package://"))
+
+
 def fetched(dataset, kind):
     return f"results/{dataset}/fetched/{Path(DATASETS[dataset][kind]['url']).name}"
+
+
+def images_source(wildcards):
+    """What the images are read from, if it is one file; a folder or a built-in set is no input."""
+    url = DATASETS[wildcards.dataset]["images"]["url"]
+    return fetched(wildcards.dataset, "images") if is_address(url) else [url] if Path(url).is_file() else []
+
+
+def images_settings(wildcards):
+    images = DATASETS[wildcards.dataset]["images"]
+    source = fetched(wildcards.dataset, "images") if is_address(images["url"]) else images["url"]
+    resolution = f"--resolution {images['resolution']}" if images["resolution"] else ""
+    return f"--source {shlex.quote(source)} --transform {images['transform']} {resolution}"
 
 
 def network_file(dataset, name):
@@ -194,4 +217,4 @@ def plot_inputs(wildcards):
 def known_file(wildcards):
     """Url and hash of a fetched file."""
     kinds = DATASETS[wildcards.dataset]
-    return next(kinds[kind] for kind in ("base", "features") if Path(kinds[kind]["url"]).name == wildcards.file)
+    return next(kinds[kind] for kind in ("base", "features", "images") if Path(kinds[kind]["url"]).name == wildcards.file)

@@ -1,4 +1,5 @@
-# needs: urls and hashes of the configuration.   makes: fetched files, reference statistics.   next: training.smk
+# needs: urls and hashes of the configuration.   makes: fetched files, images, reference statistics.
+# next: training.smk
 
 
 rule fetch:
@@ -16,9 +17,27 @@ rule fetch:
         " >{log} 2>&1"
 
 
+rule images:
+    """The training images, in a folder that training maps into memory."""
+    input:
+        images_source,
+    output:
+        directory("results/{dataset}/images"),
+    log:
+        "results/{dataset}/logs/images.log",
+    conda:
+        ENVIRONMENT
+    threads: CONFIG["threads"]
+    params:
+        settings=images_settings,
+    shell:
+        "exec python -m anisodiff images {params.settings} --output {output:q} --workers {threads} >{log} 2>&1"
+
+
 rule reference:
     """Feature statistics of the data."""
     input:
+        images="results/{dataset}/images",
         features=lambda wildcards: fetched(wildcards.dataset, "features"),
     output:
         "results/{dataset}/reference.safetensors",
@@ -28,9 +47,9 @@ rule reference:
         ENVIRONMENT
     threads: CONFIG["threads"]
     params:
-        device=CONFIG["device"],
-        dataset=dataset_json,
+        compute=compute_json(),
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
-        "exec python -m anisodiff reference --dataset {params.dataset:q} --features {input.features:q}"
-        " --features-kind {params.kind} --output {output:q} --device {params.device} --threads {threads} >{log} 2>&1"
+        "exec python -m anisodiff reference --images {input.images:q} --features {input.features:q}"
+        " --features-kind {params.kind} --output {output:q} --compute {params.compute:q} --threads {threads}"
+        " >{log} 2>&1"

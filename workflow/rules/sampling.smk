@@ -20,7 +20,7 @@ rule sample:
         ENVIRONMENT
     threads: CONFIG["threads"]
     params:
-        device=CONFIG["device"],
+        compute=compute_json(),
         dataset=dataset_json,
         method=method_json,
         nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
@@ -32,7 +32,7 @@ rule sample:
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
         " --network {input.network:q} --path {input.path:q} {params.warps}"
         " --features {input.features:q} --features-kind {params.kind} --output {output:q}"
-        " --device {params.device} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 
 rule trajectory:
@@ -46,11 +46,11 @@ rule trajectory:
     conda:
         ENVIRONMENT
     params:
-        device=CONFIG["device"],
+        compute=compute_json(),
         dataset=dataset_json,
         method=method_json,
         warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
     shell:
         "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"
         " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.warps}"
-        " --output {output:q} --device {params.device} >{log} 2>&1"
+        " --output {output:q} --compute {params.compute:q} >{log} 2>&1"

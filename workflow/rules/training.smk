@@ -1,8 +1,10 @@
-# needs: fetched base networks.   makes: networks, paths and warps.   next: sampling.smk
+# needs: images, fetched base networks.   makes: networks, paths and warps.   next: sampling.smk
 
 
 rule pretrain:
     """A base network from nothing, by the recipe that made the committed one."""
+    input:
+        images="results/{dataset}/images",
     output:
         "results/{dataset}/pretrained/base.safetensors",
     log:
@@ -13,16 +15,18 @@ rule pretrain:
         ENVIRONMENT
     threads: CONFIG["threads"]
     params:
-        device=CONFIG["device"],
+        compute=compute_json(),
         dataset=dataset_json,
         settings=lambda wildcards: as_json(DATASETS[wildcards.dataset]["pretrain"] | {"loss": "edm"}),
     shell:
-        "exec python -m anisodiff pretrain --dataset {params.dataset:q} --settings {params.settings:q}"
-        " --output {output:q} --device {params.device} --threads {threads} >{log} 2>&1"
+        "exec python -m anisodiff pretrain --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
+        " --output {output:q} --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 
 rule train_features:
     """The digits classifier, by the recipe that made the committed one."""
+    input:
+        images="results/{dataset}/images",
     output:
         "results/{dataset}/pretrained/features.safetensors",
     log:
@@ -33,12 +37,14 @@ rule train_features:
     params:
         settings=as_json({"seed": 0, "steps": 800, "batch": 128, "learning_rate": 0.002, "heldout": 160}),
     shell:
-        "exec python -m anisodiff train-features --settings {params.settings:q} --output {output:q} --threads {threads}"
-        " >{log} 2>&1"
+        "exec python -m anisodiff train-features --settings {params.settings:q} --images {input.images:q}"
+        " --output {output:q} --threads {threads} >{log} 2>&1"
 
 
 rule path:
     """A path that needs no training."""
+    input:
+        images="results/{dataset}/images",
     output:
         "results/{dataset}/paths/{path}.safetensors",
     log:
@@ -49,13 +55,14 @@ rule path:
         dataset=dataset_json,
         settings=section("paths", "path"),
     shell:
-        "exec python -m anisodiff path --dataset {params.dataset:q} --settings {params.settings:q} --output {output:q}"
-        " >{log} 2>&1"
+        "exec python -m anisodiff path --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
+        " --output {output:q} >{log} 2>&1"
 
 
 rule finetune:
     """A network finetuned with EDM's loss, or network and path with trajectory-level score matching."""
     input:
+        images="results/{dataset}/images",
         network=lambda wildcards: network_file(
             wildcards.dataset, DATASETS[wildcards.dataset]["runs"][wildcards.run]["start"]
         ),
@@ -73,19 +80,20 @@ rule finetune:
         ENVIRONMENT
     threads: CONFIG["threads"]
     params:
-        device=CONFIG["device"],
+        compute=compute_json(),
         dataset=dataset_json,
         settings=run_settings,
     shell:
-        "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q}"
+        "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q}"
         " --output-network {output.network:q} --output-path {output.path:q}"
-        " --device {params.device} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 
 rule warp:
     """The time warp of a path."""
     input:
+        images="results/{dataset}/images",
         network=lambda wildcards: network_file(
             wildcards.dataset, DATASETS[wildcards.dataset]["warps"][wildcards.warp]["network"]
         ),
@@ -103,13 +111,13 @@ rule warp:
         ENVIRONMENT
     threads: CONFIG["threads"]
     params:
-        device=CONFIG["device"],
+        compute=compute_json(),
         dataset=dataset_json,
         settings=warp_settings,
     shell:
-        "exec python -m anisodiff warp --dataset {params.dataset:q} --settings {params.settings:q}"
+        "exec python -m anisodiff warp --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"
-        " --device {params.device} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 
 use rule warp as warp_per_nfe with:

@@ -1,0 +1,55 @@
+"""Where and how a stage computes: device, precision of the network's body, compilation."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from anisodiff.files import StageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device, precision and compilation of a stage.
+
+    Attributes:
+        device: as torch names it.
+        dtype: precision of the network's body; paths, losses and solvers always run in float32 or better.
+        compile: let torch compile the network on its first call.
+        threads: of the CPU.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    compile: bool = False
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise StageError(f"dtype: {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise StageError(f"device: {self.device!r}, but torch sees no GPU here: set device to cpu")
+
+    @property
+    def body(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def begin(self) -> None:
+        """Set this process's threads, and keep float32 what it says on a GPU (no TF32), with kernels that repeat."""
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+
+    def place(self, network: Module) -> Module:
+        """The network on the device: in the memory layout that is fast there, and compiled if that is asked for."""
+        network = network.to(self.device)
+        if self.device.startswith("cuda"):
+            network = network.to(memory_format=torch.channels_last)
+        if self.compile:
+            network.compile()  # in place: the names of its parameters stay
+        return network
