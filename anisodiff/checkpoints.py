@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anisodiff.files import StageError, atomic
+from anisodiff.files import StageError, atomic, provenance, sha256
 from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp
+from anisodiff.pickles import load_edm
 from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear
 from anisodiff.subspaces import Subspaces
 
@@ -71,6 +72,26 @@ def load_network(path: Path | str) -> tuple[RawNetwork, dict[str, Any]]:
     except (KeyError, TypeError, RuntimeError) as error:
         raise StageError(f"{path}: holds no network ({str(error).splitlines()[0]})") from error
     return network.eval().requires_grad_(False), about
+
+
+def convert(source: Path | str, output: Path | str) -> None:
+    """Turn a pickle of EDM's into a network file. Nothing in the pickle is run, and it is not needed again.
+
+    Args:
+        source: network snapshot of NVlabs/edm.
+        output: safetensors file.
+
+    Raises:
+        StageError: it holds no network that is known here.
+    """
+    found = load_edm(source)
+    network = build(found.model_type, **found.arguments)
+    try:
+        network.load_state_dict(found.tensors)
+    except RuntimeError as error:
+        raise StageError(f"{source}: its tensors do not fit its {found.model_type} ({error!s:.200})") from error
+    made = provenance({"converted": Path(source).name, "sha256": sha256(source)})
+    save_network(output, network, kimg=0.0, sigma_data=found.sigma_data, **made)
 
 
 def save_path(path: Path | str, noise_path: NoisePath, **about: Any) -> None:

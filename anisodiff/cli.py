@@ -54,15 +54,30 @@ def _compute(settings: dict, threads: int):
 
 
 @app.command()
-def fetch(
-    url: Annotated[str, typer.Option(help="https address, or a path.")],
-    sha256: Annotated[str, typer.Option(help="Hex digest of the file.")],
+def download(
+    url: Annotated[str, typer.Option(help="https or file address, a path, or package://module/file.")],
     output: Output,
+    sha256: Annotated[str | None, typer.Option(help="Hex digest of the file.")] = None,
+    md5: Annotated[str | None, typer.Option(help="Hex digest, where only that is published.")] = None,
+    lock: Annotated[Path | None, typer.Option(help="JSON file of hashes seen before.")] = None,
+    mirror: Annotated[Path | None, typer.Option(help="Folder looked into before the network.")] = None,
+    offline: Annotated[bool, typer.Option(help="Do not use the network.")] = False,
 ) -> None:
-    """Get a published file, and refuse it if its hash differs."""
-    from anisodiff.download import fetch as run
+    """Get a published file, with resume and retries, and refuse it if its hash differs."""
+    from anisodiff.download import fetch
 
-    run(url, sha256, output)
+    fetch(url, output, sha256, md5, lock, mirror, offline)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="EDM's pickle.")],
+    output: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+) -> None:
+    """Turn a pickled network of EDM's into safetensors, without running anything in it."""
+    from anisodiff import checkpoints
+
+    checkpoints.convert(source, output)
 
 
 @app.command()
@@ -180,13 +195,14 @@ def reference(
     features: FeaturesFile,
     features_kind: FeaturesKind,
     output: Output,
+    published: Annotated[Path | None, typer.Option(help="npz of mu and sigma, in place of the images'.")] = None,
     compute: Computing = {},  # noqa: B006
     threads: Threads = 1,
 ) -> None:
     """Feature statistics of the data."""
     from anisodiff import sampling
 
-    sampling.reference(images, (features_kind, features), output, _compute(compute, threads))
+    sampling.reference(images, (features_kind, features), published, output, _compute(compute, threads))
 
 
 @app.command()
@@ -246,6 +262,25 @@ def distance(
     from anisodiff import tables
 
     tables.distances(dataset, reference, manifests, images, features_kind, output)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[str, typer.Argument(help="Zip or folder of images.")],
+    reference: Annotated[Path, typer.Option(help="From the stage reference, or a published npz.")],
+    features: FeaturesFile,
+    features_kind: FeaturesKind,
+    resolution: Resolution = None,
+    transform: TransformName = "none",
+    compute: Computing = {},  # noqa: B006
+    threads: Threads = 1,
+) -> None:
+    """Print the Frechet distance of images from outside, as JSON."""
+    from anisodiff import sampling
+
+    network = (features_kind, features)
+    found = sampling.evaluate(source, reference, network, resolution, transform, _compute(compute, threads))
+    typer.echo(json.dumps(found, indent=1))
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """EDM's preconditioned denoiser, per subspace of a noise path (paper, Section 4.3; arXiv:2206.00364, Table 1)."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.paths import NoisePath
+from anisodiff.paths import NoisePath, edm_path
 
 
 class Denoiser(nn.Module):
@@ -54,12 +56,40 @@ class Denoiser(nn.Module):
     def denoise(
         self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Coefficients of D, the estimate of x0's mean given the noisy coefficients: `z + M^{1/2} flow`."""
-        return z + self.path.scale(self.flow(z, g, labels), g.sqrt())
+        """Coefficients of D, the estimate of x0's mean given the noisy coefficients: `c_skip z + c_out F`.
+
+        It is `z + M^{1/2} flow`, without the cancellation between the two at large g.
+        """
+        s = self.sigma_data
+        g = g.to(torch.promote_types(z.dtype, torch.float32))
+        raw = self._raw(z, g, labels)
+        return self.path.scale(z, s**2 / (g + s**2)) + self.path.scale(raw, s * (g / (g + s**2)).sqrt())
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], labels: Float[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """D in pixels at isotropic standard deviations `sigma`: EDM's denoiser."""
+        """D in pixels at isotropic standard deviations: EDM's denoiser.
+
+        Args:
+            x: noisy images.
+            sigma: standard deviation of each image's noise.
+            labels: one-hot classes; None is no class.
+        """
         g = sigma.square()[:, None].expand(-1, self.path.subspaces.count)
         return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))
+
+
+def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
+    """The denoiser `D(x, sigma, labels=None)` of a network file.
+
+    Args:
+        path: safetensors file of a network, as `anisodiff convert` and the training stages write it.
+        device: as torch names it.
+
+    Raises:
+        StageError: there is no such file, or it holds no network.
+    """
+    from anisodiff import checkpoints
+
+    network, about = checkpoints.load_network(path)
+    return Denoiser(network, edm_path(network.shape[-1]), about.get("sigma_data", 0.5)).to(device).eval()

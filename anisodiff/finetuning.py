@@ -16,7 +16,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError, key_of, provenance
 from anisodiff.losses import edm_loss, tlsm_loss, warp_loss
 from anisodiff.networks import RawNetwork, build
-from anisodiff.paths import NoisePath, Warp
+from anisodiff.paths import NoisePath, Warp, edm_path
 from anisodiff.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
 from anisodiff.subspaces import Subspaces, partition
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, run, train
@@ -125,7 +125,7 @@ def pretrain(
     channels, size, _ = batches.images.shape
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
     network = build(label_dim=batches.images.classes if dataset["labels"] else 0, **image, **settings["network"])
-    path = NoisePath(Subspaces(partition(size, "whole")), KnotSchedule(torch.tensor([[0.0, 1.0]])))
+    path = edm_path(size)
     _train_network(dataset, settings, network, path, batches, [data.about(images)], output, None, compute)
 
 

@@ -1,9 +1,13 @@
 """Feature networks, streaming feature statistics, and the Frechet distance (through clean-fid)."""
 
+import pickle
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -55,16 +59,78 @@ def _inception(file: Path, device: str) -> Features:
     if file.name != "inception-2015-12-05.pt":
         raise StageError(f"{file}: clean-fid asks for the name inception-2015-12-05.pt: rename it")
     network = InceptionV3W(str(file.parent), download=False, resize_inside=True).to(device).eval()
+    return lambda images: network(_rgb(images).to(device, torch.float32))
+
+
+def _efficientnet_lite0(file: Path, device: str) -> Features:
+    """Average-pooled last features (1,280) of the ImageNet classifier; images resized to 128x128, `(x - 127) / 128`."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    try:
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise StageError(f"{file}: holds no EfficientNet-Lite0 ({str(error).splitlines()[0]}): fetch it again") from error
+    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def features(images: Tensor) -> Tensor:
-        rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        return network(rgb.to(device, torch.float32))
+        x = _rgb(images).to(device, torch.float32, memory_format=torch.channels_last)
+        x = functional.interpolate(x, (128, 128), mode="bilinear", antialias=True)
+        return network.extract_features((x - 127) / 128).mean((2, 3))
 
     return features
 
 
-FEATURES: dict[str, Callable[[Path, str], Features]] = {"digits-cnn": _digits_cnn, "inception": _inception}
-TITLES = {"digits-cnn": "Frechet distance, digits-cnn features", "inception": "FID"}
+def _rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+FEATURES: dict[str, Callable[[Path, str], Features]] = {
+    "digits-cnn": _digits_cnn,
+    "efficientnet-lite0": _efficientnet_lite0,
+    "inception": _inception,
+}
+TITLES = {
+    "digits-cnn": "Frechet distance, digits-cnn features",
+    "efficientnet-lite0": "Frechet distance, EfficientNet-Lite0 features",
+    "inception": "FID",
+}
+INCEPTION_FEATURES = 2048
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance of features, all that a Frechet distance asks of a set of images.
+
+    Attributes:
+        mean: `[D]`, float64.
+        covariance: `[D, D]`, float64, with N - 1.
+    """
+
+    mean: Float[Tensor, " d"]
+    covariance: Float[Tensor, "d d"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "covariance": self.covariance}
+
+
+def published_statistics(file: Path) -> Gaussian:
+    """Reference statistics as EDM publishes them: an npz of `mu` and `sigma` of Inception's features.
+
+    Raises:
+        StageError: it is no such file, or one of other features.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            mean, covariance = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StageError(f"{file}: no reference statistics ({error}): it should hold mu and sigma") from error
+    if mean.shape != (INCEPTION_FEATURES,) or covariance.shape != (INCEPTION_FEATURES,) * 2:
+        raise StageError(
+            f"{file}: statistics of {tuple(mean.shape)} features, Inception has {INCEPTION_FEATURES}: "
+            "give statistics of the same feature network"
+        )
+    return Gaussian(mean, covariance)
 
 
 class FeatureStatistics:
@@ -92,15 +158,12 @@ class FeatureStatistics:
         return total
 
     @property
-    def mean(self) -> Float[Tensor, " d"]:
-        return self.sum / self.count
-
-    @property
-    def covariance(self) -> Float[Tensor, "d d"]:
-        """With N - 1, as `np.cov`."""
+    def gaussian(self) -> Gaussian:
+        """Mean, and covariance with N - 1, as `np.cov`."""
         if self.count < 2:
             raise StageError(f"{self.count} images have no covariance: use two or more")
-        return (self.outer - torch.outer(self.sum, self.sum) / self.count) / (self.count - 1)
+        covariance = (self.outer - torch.outer(self.sum, self.sum) / self.count) / (self.count - 1)
+        return Gaussian(self.sum / self.count, covariance)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"count": torch.tensor(self.count), "sum": self.sum, "outer": self.outer}
@@ -113,10 +176,18 @@ class FeatureStatistics:
         return statistics
 
 
-def distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Frechet distance between the Gaussians of two sets of features, by clean-fid's `frechet_distance`."""
+def distance(a: Gaussian, b: Gaussian) -> float:
+    """Frechet distance between two sets of features, by clean-fid's `frechet_distance`.
+
+    Raises:
+        StageError: they are of different feature networks.
+    """
     from cleanfid.fid import frechet_distance
 
+    if a.mean.shape != b.mean.shape:
+        raise StageError(
+            f"features: {len(a.mean)} against {len(b.mean)} of the reference: take both from the same feature network"
+        )
     return float(frechet_distance(a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy()))
 
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear, Variance
-from anisodiff.subspaces import Subspaces
+from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear, Variance, karras_logs
+from anisodiff.subspaces import Subspaces, partition
 
 
 class NoisePath(nn.Module):
@@ -56,6 +56,22 @@ class NoisePath(nn.Module):
 
     def from_pixels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.subspaces.from_pixels(x)
+
+
+def edm_path(
+    size: int, sigma_min: float = 0.002, sigma_max: float = 80.0, g_min: float = 1e-9, knots: int = 32
+) -> NoisePath:
+    """EDM's isotropic path: its Karras grid, linear in log between knots.
+
+    Args:
+        size: image side.
+        sigma_min: smallest level of EDM's grid.
+        sigma_max: level at t = 1.
+        g_min: variance at t = 0.
+        knots: nodes of the schedule.
+    """
+    logs = karras_logs(knots, g_min, sigma_min, sigma_max)
+    return NoisePath(Subspaces(partition(size, "whole")), KnotSchedule(logs))
 
 
 class Warp(nn.Module):

@@ -1,6 +1,7 @@
 """The sampling stages: feature statistics of seed ranges, and trajectories for the figures."""
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anisodiff import checkpoints, data, frechet, grids
+from anisodiff import checkpoints, data, datasets, frechet, grids
 from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError, key_of, provenance, write_text
@@ -178,18 +179,35 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar)
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
 
 
-def reference(images: Path, features: tuple[str, Path], output: Path, compute: Compute = CPU) -> None:
-    """Feature statistics of all images of a folder.
+def reference(
+    images: Path, features: tuple[str, Path], published: Path | None, output: Path, compute: Compute = CPU
+) -> None:
+    """The Gaussian that distances are measured to: published, or of all images of a folder.
 
     Args:
         images: made by the stage `images`.
         features: kind and file of the feature network.
+        published: npz of reference statistics; None takes those of the images.
         output: safetensors file.
         compute: where.
     """
+    compute.begin()
+    described = {"features": features[0], "images": json.loads(data.about(images).read_text())}
+    if published is not None:
+        if features[0] != "inception":
+            raise StageError(f"{published}: published statistics are of Inception's features, not of {features[0]}")
+        gaussian, described["published"] = frechet.published_statistics(published), published.name
+    else:
+        gaussian = statistics_of(images, features, compute).gaussian
+    preview = data.load(images).pixels[:PREVIEW]
+    about = provenance(described) | {"features": features[0]}
+    checkpoints.save(output, gaussian.tensors() | {"preview": preview}, about)
+
+
+def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) -> frechet.FeatureStatistics:
+    """Feature statistics of all images of a folder."""
     from tqdm import tqdm
 
-    compute.begin()
     extract = frechet.FEATURES[features[0]](features[1], compute.device)
     loaded, statistics = data.load(images), None
     with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
@@ -198,9 +216,50 @@ def reference(images: Path, features: tuple[str, Path], output: Path, compute: C
             statistics = statistics or frechet.FeatureStatistics(found.shape[1])
             statistics.add(found)
             bar.update(len(part))
-    described = json.loads(data.about(images).read_text())
-    about = provenance({"images": described, "features": features[0]}) | {"features": features[0]}
-    checkpoints.save(output, statistics.tensors() | {"preview": loaded.pixels[:PREVIEW]}, about)
+    return statistics
+
+
+def load_reference(file: Path, features: str) -> frechet.Gaussian:
+    """The Gaussian of a file made by `reference`, or of a published npz.
+
+    Raises:
+        StageError: it is of another feature network.
+    """
+    if file.suffix == ".npz":
+        if features != "inception":
+            raise StageError(f"{file}: published statistics are of Inception's features, not of {features}")
+        return frechet.published_statistics(file)
+    tensors, about = checkpoints.read(file)
+    if about.get("features") != features:
+        raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
+    return frechet.Gaussian(tensors["mean"], tensors["covariance"])
+
+
+def evaluate(
+    source: str,
+    reference_file: Path,
+    features: tuple[str, Path],
+    resolution: int | None,
+    transform: str,
+    compute: Compute = CPU,
+) -> dict[str, Any]:
+    """Frechet distance of images from outside: a zip or a folder.
+
+    Args:
+        source: see `datasets.open_source`.
+        reference_file: from the stage `reference`, or a published npz.
+        features: kind and file of the feature network.
+        resolution: side that the images are resized to; None leaves it.
+        transform: see `datasets.fit`.
+        compute: where.
+    """
+    compute.begin()
+    truth = load_reference(reference_file, features[0])
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.make_images(source, Path(folder) / "images", resolution, transform, compute.threads)
+        statistics = statistics_of(Path(folder) / "images", features, compute)
+    value = frechet.distance(statistics.gaussian, truth)
+    return {"metric": frechet.TITLES[features[0]], "value": value, "images": statistics.count, "source": source}
 
 
 def trajectory(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from anisodiff import checkpoints, frechet
 from anisodiff.files import StageError, write_text
+from anisodiff.sampling import load_reference
 
 COLUMNS = [
     "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features",
@@ -29,7 +30,7 @@ def distances(
         features: kind of the feature network.
         output: CSV file.
     """
-    truth = frechet.FeatureStatistics.of(checkpoints.read(reference)[0])
+    truth = load_reference(reference, features)
     shards: dict[tuple, list] = {}
     for manifest in manifests:
         for cell in json.loads(manifest.read_text()):
@@ -57,7 +58,7 @@ def distances(
                 "range": seed_range,
                 "images": total.count,
                 "evaluations": max(about["evaluations"] for about in abouts),
-                "distance": frechet.distance(total, truth),
+                "distance": frechet.distance(total.gaussian, truth),
                 "features": features,
                 "kimg": abouts[0]["kimg"],
                 "stopped_early": any(about["stopped_early"] for about in abouts),

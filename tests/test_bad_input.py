@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_training import DATASET, ROOT, RUN, start  # noqa: F401 - a fixture
+from test_training import DATASET, ROOT, RUN, digits, start  # noqa: F401 - a fixture
 
 from anisodiff import checkpoints, cli, download
 from anisodiff.files import StageError, atomic, sha256
@@ -28,16 +28,16 @@ def one_line(failed: subprocess.CompletedProcess) -> str:
 def test_another_hash_is_refused(tmp_path):
     source = tmp_path / "source"
     source.write_text("text")
-    with pytest.raises(StageError, match="fetch it again, or set the hash"):
-        download.fetch(str(source), "0" * 64, tmp_path / "made" / "file")
+    with pytest.raises(StageError, match="fetch it again, or change the hash"):
+        download.fetch(str(source), tmp_path / "made" / "file", "0" * 64)
     assert list((tmp_path / "made").iterdir()) == []
-    download.fetch(str(source), sha256(source), tmp_path / "made" / "file")
+    download.fetch(str(source), tmp_path / "made" / "file", sha256(source))
     assert (tmp_path / "made" / "file").read_text() == "text"
 
 
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(StageError, match="no such file: mend the url"):
-        download.fetch(str(tmp_path / "none"), "0" * 64, tmp_path / "file")
+        download.fetch(str(tmp_path / "none"), tmp_path / "file")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"0123456789" * 10])
@@ -49,7 +49,7 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path, content):
 
 
 def test_another_kind_of_file_is_refused(tmp_path, start):  # noqa: F811
-    network, path = start
+    network, path, _ = start
     with pytest.raises(StageError, match="holds no network"):
         checkpoints.load_network(path)
     with pytest.raises(StageError, match="holds no noise path"):
@@ -74,7 +74,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def finetune(start, folder: Path, settings: dict, **options) -> subprocess.CompletedProcess:  # noqa: F811
     return anisodiff(
         "finetune", "--dataset", json.dumps(DATASET), "--settings", json.dumps(settings),
-        "--network", str(start[0]), "--path", str(start[1]), "--output-network", str(folder / "network.safetensors"),
+        "--network", str(start[0]), "--path", str(start[1]), "--images", str(start[2]),
+        "--output-network", str(folder / "network.safetensors"),
         "--output-path", str(folder / "path.safetensors"), **options,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ def results(tmp_path):
     normal = lambda shift: torch.randn(10, 3, generator=generator) + shift  # noqa: E731
     truth = frechet.FeatureStatistics(3)
     truth.add(normal(0))
-    checkpoints.save(tmp_path / "reference.safetensors", truth.tensors(), {})
+    checkpoints.save(tmp_path / "reference.safetensors", truth.gaussian.tensors(), {"features": "digits-cnn"})
     manifests = []
     for method, shift in (("second", 1.0), ("first", 0.3)):
         for first in (0, 10, 20, 30):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from anisodiff import checkpoints, finetuning
+from anisodiff import checkpoints, datasets, finetuning
 from anisodiff.files import StageError
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, train
 
 ROOT = Path(__file__).parents[1]
 DATASET = {
-    "source": "digits", "labels": True, "flips": True, "heldout": 64,
+    "labels": True, "flips": True, "heldout": 64,
     "sigma_data": 0.75, "sigma_min": 0.002, "sigma_max": 80.0, "g_min": 1e-9,
 }  # fmt: skip
 NETWORK = {
@@ -30,22 +30,30 @@ RUN = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """The digits as a folder of images."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    datasets.make_images("digits", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> tuple[Path, Path]:
+def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("start")
     settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
-    finetuning.pretrain(DATASET, settings, folder / "base.safetensors")
+    finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
     path = finetuning.initial_path(
-        DATASET, {"kind": "karras", "subspaces": "whole", "label_weights": "rank", "knots": 8}
+        DATASET, {"kind": "karras", "subspaces": "whole", "label_weights": "rank", "knots": 8}, digits
     )
     checkpoints.save_path(folder / "edm.safetensors", path)
-    return folder / "base.safetensors", folder / "edm.safetensors"
+    return folder / "base.safetensors", folder / "edm.safetensors", digits
 
 
 def command(start, folder: Path, settings: dict) -> list[str]:
     return [
         sys.executable, "-m", "anisodiff", "finetune", "--dataset", json.dumps(DATASET),
-        "--settings", json.dumps(settings), "--network", str(start[0]), "--path", str(start[1]),
+        "--settings", json.dumps(settings), "--network", str(start[0]), "--path", str(start[1]), "--images", str(start[2]),
         "--output-network", str(folder / "network.safetensors"), "--output-path", str(folder / "path.safetensors"),
     ]  # fmt: skip
 

@@ -15,6 +15,7 @@ pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `wo
 
 ROOT = Path(__file__).parents[1]
 SHORT = yaml.safe_load((ROOT / "tests/workflow/short.yaml").read_text())
+BASE = "config/checkpoints/digits/base.safetensors"
 FIGURES = ("distance-against-nfe", "learned-levels", "log-ratio", "dct-bases", "denoising-strips", "samples")
 SHARDS = 2  # two seed ranges at NFE 3, in one shard each
 
@@ -63,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
 def finished(folder) -> Path:
     """A folder with a full run of the shortened configuration."""
     expected = {
-        "all": 1, "fetch": 2, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
+        "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
         "sample": 6 * SHARDS, "trajectory": 2, "distance": 1, "table": 1, "plots": 1,
     }  # fmt: skip
     assert jobs(folder, SHORT) == expected
@@ -141,10 +142,10 @@ def test_a_failed_job_says_why_and_leaves_nothing(folder):
     other.mkdir()
     (other / "config").symlink_to(ROOT / "config")
     config = with_change("base.sha256", "0" * 64)
-    failed = snakemake(other, config, "results/digits/fetched/base.safetensors")
+    failed = snakemake(other, config, f"results/fetched/local/{BASE}")
     assert failed.returncode != 0
     assert not list((other / "results").rglob("*safetensors"))
-    log = (other / "results/digits/logs/fetch/base.safetensors.log").read_text()
+    log = (other / f"results/fetched/logs/local/{BASE}.log").read_text()
     assert log.startswith("anisodiff: config/checkpoints/digits/base.safetensors: sha256 is ")
     assert log.count("\n") == 1
 
@@ -159,5 +160,7 @@ def test_a_wrong_configuration_is_one_line_with_the_key(folder):
 def test_targets_by_name(tmp_path):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     (tmp_path / "config").symlink_to(ROOT / "config")
-    assert jobs(tmp_path, config, "pretrain_digits") == {"pretrain_digits": 1, "pretrain": 1, "train_features": 1}
+    assert jobs(tmp_path, config, "pretrain_digits") == {
+        "pretrain_digits": 1, "images": 1, "pretrain": 1, "train_features": 1,
+    }  # fmt: skip
     assert jobs(tmp_path, config, "digits")["sample"] == 20

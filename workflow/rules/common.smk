@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from anisodiff.config import load_schema, resolve
+from anisodiff.download import place
 from anisodiff.files import StageError
 
 try:
@@ -26,6 +27,8 @@ def configured(section):
     names = {name for dataset in DATASETS.values() for name in dataset[section]}
     return "|".join(sorted(names)) or "(?!)"
 
+
+BUILT_IN = ("digits",)
 
 wildcard_constraints:
     dataset="|".join(DATASETS),
@@ -57,29 +60,56 @@ def section(name, key):
     return lambda wildcards: as_json(DATASETS[wildcards.dataset][name][getattr(wildcards, key)])
 
 
-def is_address(url):
-    return url.startswith(("http://", "https://", "file://", "package://"))
+def fetched(url):
+    """Where a published file is put: by host and path, so that data sets share it."""
+    return f"results/fetched/{place(url)}"
 
 
-def fetched(dataset, kind):
-    return f"results/{dataset}/fetched/{Path(DATASETS[dataset][kind]['url']).name}"
+def published(dataset):
+    """Entries of a data set's configuration that name a file by url, with a hash."""
+    named = (DATASETS[dataset][key] for key in ("base", "features", "images", "reference"))
+    return [each for each in named if each is not None and not is_in_place(each["url"])]
+
+
+def is_in_place(url):
+    """A built-in set, or images of the user's own: read where they are, and not hashed."""
+    return url in BUILT_IN or "://" not in url and not url.endswith((".safetensors", ".pkl", ".pt", ".npz"))
+
+
+FETCHED = {fetched(each["url"]): each for dataset in DATASETS for each in published(dataset)}
 
 
 def images_source(wildcards):
     """What the images are read from, if it is one file; a folder or a built-in set is no input."""
     url = DATASETS[wildcards.dataset]["images"]["url"]
-    return fetched(wildcards.dataset, "images") if is_address(url) else [url] if Path(url).is_file() else []
+    return [url] if Path(url).is_file() else [] if is_in_place(url) else fetched(url)
 
 
 def images_settings(wildcards):
     images = DATASETS[wildcards.dataset]["images"]
-    source = fetched(wildcards.dataset, "images") if is_address(images["url"]) else images["url"]
+    source = images["url"] if is_in_place(images["url"]) else fetched(images["url"])
     resolution = f"--resolution {images['resolution']}" if images["resolution"] else ""
     return f"--source {shlex.quote(source)} --transform {images['transform']} {resolution}"
 
 
+def features_file(wildcards):
+    return fetched(DATASETS[wildcards.dataset]["features"]["url"])
+
+
+def reference_statistics(wildcards):
+    """The published ones, where the configuration names any."""
+    named = DATASETS[wildcards.dataset]["reference"]
+    return [] if named is None else fetched(named["url"])
+
+
+def base_file(dataset):
+    """The base network: fetched, and converted where it is one of EDM's pickles."""
+    url = DATASETS[dataset]["base"]["url"]
+    return f"results/{dataset}/base.safetensors" if url.endswith(".pkl") else fetched(url)
+
+
 def network_file(dataset, name):
-    return fetched(dataset, "base") if name == "base" else f"results/{dataset}/runs/{name}/network.safetensors"
+    return base_file(dataset) if name == "base" else f"results/{dataset}/runs/{name}/network.safetensors"
 
 
 def path_file(dataset, name):
@@ -214,7 +244,16 @@ def plot_inputs(wildcards):
     ]
 
 
-def known_file(wildcards):
-    """Url and hash of a fetched file."""
-    kinds = DATASETS[wildcards.dataset]
-    return next(kinds[kind] for kind in ("base", "features", "images") if Path(kinds[kind]["url"]).name == wildcards.file)
+def download_options(wildcards):
+    """Hash, lock file and mirror of a fetched file."""
+    known = FETCHED[f"results/fetched/{wildcards.file}"]
+    options = [f"--{name} {known[name]}" for name in ("sha256", "md5") if known.get(name)]
+    return " ".join(
+        [
+            f"--url {shlex.quote(known['url'])}",
+            *options,
+            "--lock config/lock.json",
+            f"--mirror {shlex.quote(CONFIG['mirror'])}",
+            *(["--offline"] if CONFIG["offline"] else []),
+        ]
+    )

@@ -2,19 +2,34 @@
 # next: training.smk
 
 
-rule fetch:
+rule download:
     """A published or committed file, refused if its hash differs."""
     output:
-        "results/{dataset}/fetched/{file}",
+        "results/fetched/{file}",
     log:
-        "results/{dataset}/logs/fetch/{file}.log",
+        "results/fetched/logs/{file}.log",
+    wildcard_constraints:
+        file="(?!logs/).+",
     conda:
         ENVIRONMENT
     params:
-        known=known_file,
+        options=download_options,
     shell:
-        "exec python -m anisodiff fetch --url {params.known[url]:q} --sha256 {params.known[sha256]} --output {output:q}"
-        " >{log} 2>&1"
+        "exec python -m anisodiff download {params.options} --output {output:q} >{log:q} 2>&1"
+
+
+rule convert:
+    """One of EDM's pickled networks as safetensors; nothing in it is run."""
+    input:
+        lambda wildcards: fetched(DATASETS[wildcards.dataset]["base"]["url"]),
+    output:
+        "results/{dataset}/base.safetensors",
+    log:
+        "results/{dataset}/logs/convert.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        "exec python -m anisodiff convert {input:q} {output:q} >{log} 2>&1"
 
 
 rule images:
@@ -35,10 +50,11 @@ rule images:
 
 
 rule reference:
-    """Feature statistics of the data."""
+    """Feature statistics that distances are measured to: published ones, or those of the images."""
     input:
         images="results/{dataset}/images",
-        features=lambda wildcards: fetched(wildcards.dataset, "features"),
+        features=features_file,
+        published=reference_statistics,
     output:
         "results/{dataset}/reference.safetensors",
     log:
@@ -49,7 +65,8 @@ rule reference:
     params:
         compute=compute_json(),
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        published=lambda wildcards, input: f"--published {input.published}" if input.published else "",
     shell:
         "exec python -m anisodiff reference --images {input.images:q} --features {input.features:q}"
-        " --features-kind {params.kind} --output {output:q} --compute {params.compute:q} --threads {threads}"
+        " --features-kind {params.kind} {params.published} --output {output:q} --compute {params.compute:q} --threads {threads}"
         " >{log} 2>&1"

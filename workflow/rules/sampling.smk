@@ -9,7 +9,7 @@ rule sample:
     """Feature statistics of one seed range of a method, at every budget."""
     input:
         unpack(lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.first))),
-        features=lambda wildcards: fetched(wildcards.dataset, "features"),
+        features=features_file,
     output:
         "results/{dataset}/samples/{method}/{first}-{last}.json",
     log:
