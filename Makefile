@@ -16,6 +16,9 @@ test: $(VENV)/made
 
 bench: $(VENV)/made
 	python tests/benchmarks/run.py
+ifdef EDM
+	python tests/benchmarks/edm.py $(EDM)
+endif
 
 lint: $(VENV)/made
 	ruff check .

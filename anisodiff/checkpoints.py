@@ -13,6 +13,7 @@ from torch import Tensor
 from anisodiff.files import StageError, atomic, provenance, sha256
 from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp
+from anisodiff.pca import PcaSubspaces
 from anisodiff.pickles import load_edm
 from anisodiff.schedules import FixedSchedule, KnotSchedule, LogLinear
 from anisodiff.subspaces import Subspaces
@@ -98,7 +99,7 @@ def save_path(path: Path | str, noise_path: NoisePath, **about: Any) -> None:
     """Write a noise path: its partition, its label weights and its schedule's knots."""
     kind = "knots" if isinstance(noise_path.schedule, KnotSchedule) else "fixed"
     curve = noise_path.schedule.curve
-    tensors = {"index": noise_path.subspaces.index, "weights": noise_path.weights}
+    tensors = {"weights": noise_path.weights, **noise_path.subspaces.state_dict()}
     save(path, {**tensors, "nodes": curve.nodes, "logs": curve.logs}, {"schedule": kind, **about})
 
 
@@ -111,7 +112,24 @@ def load_path(path: Path | str) -> tuple[NoisePath, dict[str, Any]]:
         schedule = FixedSchedule(LogLinear(tensors["nodes"], tensors["logs"]))
     else:
         raise StageError(f"{path}: holds no noise path: give the file of a path")
-    return NoisePath(Subspaces(tensors["index"]), schedule, tensors["weights"]), about
+    return NoisePath(_subspaces(tensors), schedule, tensors["weights"]), about
+
+
+def _subspaces(tensors: dict[str, Tensor]) -> Subspaces | PcaSubspaces:
+    return Subspaces(tensors["index"]) if "index" in tensors else PcaSubspaces(tensors["vectors"], tensors["which"])
+
+
+def save_basis(path: Path | str, subspaces: PcaSubspaces, **about: Any) -> None:
+    """Write principal subspaces."""
+    save(path, subspaces.state_dict(), {"basis": True, **about})
+
+
+def load_basis(path: Path | str) -> tuple[PcaSubspaces, dict[str, Any]]:
+    """Principal subspaces, and the header."""
+    tensors, about = read(path)
+    if not about.get("basis"):
+        raise StageError(f"{path}: holds no basis: give the file of a basis")
+    return PcaSubspaces(tensors["vectors"], tensors["which"]), about
 
 
 def save_warp(path: Path | str, warp: Warp, **about: Any) -> None:

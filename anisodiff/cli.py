@@ -28,10 +28,9 @@ def _json(text: str) -> Any:
 Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the dataset.")]
 Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
-Computing = Annotated[
-    dict, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")
-]
+Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
+BasisFile = Annotated[Path | None, typer.Option("--basis", help="Principal subspaces, for subspaces basis:NAME.")]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, from the stage images.")]
 SourceName = Annotated[str, typer.Option(help="Zip, folder, CIFAR .tar.gz, or a built-in set.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
@@ -114,7 +113,7 @@ def pretrain(
     settings: Settings,
     images: ImagesFolder,
     output: Output,
-    compute: Computing = {},  # noqa: B006 - typer's way to an empty dict
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Train a base network from nothing with EDM's loss."""
@@ -128,7 +127,7 @@ def train_features(
     settings: Settings,
     images: ImagesFolder,
     output: Output,
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Train the digits classifier whose features the demo's distance uses."""
@@ -140,17 +139,34 @@ def train_features(
     checkpoints.save(output, network.state_dict(), about)
 
 
+@app.command()
+def basis(
+    dataset: Dataset,
+    settings: Settings,
+    images: ImagesFolder,
+    output: Output,
+    threads: Threads = 1,
+) -> None:
+    """Principal subspaces of the training images: global, per class, or clustered."""
+    from anisodiff import checkpoints, finetuning
+
+    _compute({}, threads).begin()
+    made = finetuning.principal_basis(dataset, settings, images)
+    checkpoints.save_basis(output, made, **provenance({"dataset": dataset, "basis": settings}))
+
+
 @app.command("path")
 def make_path(
     dataset: Dataset,
     settings: Settings,
     images: ImagesFolder,
     output: Output,
+    basis: BasisFile = None,
 ) -> None:
     """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
     from anisodiff import checkpoints, finetuning
 
-    path = finetuning.initial_path(dataset, settings, images)
+    path = finetuning.initial_path(dataset, settings, images, basis)
     checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
 
 
@@ -163,13 +179,15 @@ def finetune(
     path: PathFile,
     output_network: Annotated[Path, typer.Option(help="Averaged weights to write.")],
     output_path: Annotated[Path, typer.Option(help="Averaged path to write.")],
-    compute: Computing = {},  # noqa: B006
+    basis: BasisFile = None,
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Finetune a network with EDM's loss, or network and path with trajectory-level score matching."""
     from anisodiff import finetuning
 
-    finetuning.finetune(dataset, settings, images, network, path, output_network, output_path, _compute(compute, threads))
+    outputs = (output_network, output_path)
+    finetuning.finetune(dataset, settings, images, network, path, basis, *outputs, _compute(compute, threads))
 
 
 @app.command()
@@ -180,7 +198,7 @@ def warp(
     network: NetworkFile,
     path: PathFile,
     output: Output,
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Learn the time warp of a path."""
@@ -196,7 +214,7 @@ def reference(
     features_kind: FeaturesKind,
     output: Output,
     published: Annotated[Path | None, typer.Option(help="npz of mu and sigma, in place of the images'.")] = None,
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Feature statistics of the data."""
@@ -219,7 +237,7 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     warp: WarpFiles = [],  # noqa: B006 - typer's way to an empty list
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
@@ -240,7 +258,7 @@ def trajectory(
     path: PathFile,
     output: Output,
     warp: WarpFiles = [],  # noqa: B006
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Record states and denoised estimates of a few images along a method's grid."""
@@ -272,7 +290,7 @@ def evaluate(
     features_kind: FeaturesKind,
     resolution: Resolution = None,
     transform: TransformName = "none",
-    compute: Computing = {},  # noqa: B006
+    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Print the Frechet distance of images from outside, as JSON."""

@@ -90,6 +90,13 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         if name not in known:
             raise StageError(f"{where}.{key}: {name!r} is unknown; known here: {', '.join(sorted(known)) or 'none'}")
 
+    for kind in ("paths", "runs"):
+        for name, entry in dataset[kind].items():
+            subspaces = entry["subspaces"]
+            if isinstance(subspaces, str) and subspaces.startswith("basis:"):
+                check(f"{kind}.{name}.subspaces", subspaces.removeprefix("basis:"), set(dataset["bases"]))
+            if entry["schedules"] == "class" and not dataset["labels"]:
+                raise StageError(f"{where}.{kind}.{name}.schedules: one a class needs labels: set labels to true")
     if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
         raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
     for name, run in runs.items():
@@ -99,6 +106,8 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
     for name, warp in warps.items():
         check(f"warps.{name}.network", warp["network"], networks)
         check(f"warps.{name}.path", warp["path"], {*paths, *runs})
+        if (paths | runs)[warp["path"]]["schedules"] == "class":
+            raise StageError(f"{where}.warps.{name}.path: {warp['path']!r} has a schedule a class, and no common time")
     for name, method in methods.items():
         check(f"methods.{name}.network", method["network"], networks)
         check(f"methods.{name}.path", method["path"], {*paths, *runs})
@@ -115,6 +124,8 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
     unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for nfe in dataset["sampling"]["nfe"]})
     if unknown:
         raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no such budget in sampling.nfe")
+    if dataset["reference"] is not None and dataset["features"]["kind"] != "inception":
+        raise StageError(f"{where}.reference: published statistics are of Inception's features: set it to null")
     if (nfe := dataset["plots"]["grid_nfe"]) is not None and nfe not in dataset["sampling"]["nfe"]:
         raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget in sampling.nfe")
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from anisodiff.files import StageError, sha256
 
@@ -72,7 +71,7 @@ class Images:
     def take(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
         """Images of the set by their place in it, and their one-hot labels."""
         rows = index if self.rows is None else self.rows[index]
-        return self.pixels[rows], functional.one_hot(self.labels[rows], self.classes).to(torch.float32)
+        return self.pixels[rows], (self.labels[rows][:, None] == torch.arange(self.classes)).to(torch.float32)
 
     def parts(self, size: int = 256) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b classes"]]]:
         """All images in order, `size` at a time, with their one-hot labels."""

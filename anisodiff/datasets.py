@@ -4,6 +4,7 @@ A source is read in the order of its sorted names, as EDM's dataset tool reads i
 (`dataset.json`, or else the top folders' names) and its rules for cropping and resizing (arXiv:2206.00364).
 """
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -191,6 +192,18 @@ def _read_in_worker(names: Sequence[str], resolution: int | None, transform: Tra
     return [_planes(fit(_source.read(name), resolution, transform)) for name in names]
 
 
+@contextlib.contextmanager
+def _mapping(source: str, workers: int) -> Iterator[Callable]:
+    """`map` in this process, or over several that have each opened the source."""
+    if workers == 1:
+        _open_in_worker(source)
+        yield map
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _open_in_worker, (source,)) as pool:
+            yield pool.map
+
+
 def read_all(
     source: str, resolution: int | None = None, transform: Transform = "none", workers: int = 1
 ) -> Iterator[np.ndarray]:
@@ -204,13 +217,12 @@ def read_all(
     names = open_source(source).names
     chunks = [names[first : first + 256] for first in range(0, len(names), 256)]
     work = partial(_read_in_worker, resolution=resolution, transform=transform)
-    context = multiprocessing.get_context("spawn")
     shape = None
     with (
-        ProcessPoolExecutor(workers, context, _open_in_worker, (source,)) as pool,
+        _mapping(source, workers) as parallel_map,
         tqdm(total=len(names), desc="images", unit="img", unit_scale=True, mininterval=5) as bar,
     ):
-        for chunk, images in zip(chunks, pool.map(work, chunks), strict=True):
+        for chunk, images in zip(chunks, parallel_map(work, chunks), strict=True):
             for name, image in zip(chunk, images, strict=True):
                 shape = shape or image.shape
                 if image.shape != shape:
@@ -268,7 +280,9 @@ def make_zip(
         for index, image in enumerate(read_all(source, resolution, transform, workers)):
             name = f"{index // 1000:05d}/img{index:08d}.png"
             png = io.BytesIO()
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(png, "png", compress_level=0)
+            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(
+                png, "png", compress_level=0
+            )
             archive.writestr(name, png.getvalue())
             labels.append([name, opened.labels[index]] if opened.labels else None)
         listed = {"labels": labels if opened.labels else None}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.paths import NoisePath, edm_path
+from anisodiff.paths import BatchPath, NoisePath, edm_path
 
 
 class Denoiser(nn.Module):
@@ -22,21 +22,19 @@ class Denoiser(nn.Module):
         body: precision of the network's body; everything else is in the precision of the states.
     """
 
-    def __init__(
-        self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5, body: torch.dtype = torch.float32
-    ):
+    def __init__(self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5, body: torch.dtype = torch.float32):
         super().__init__()
         self.network, self.path, self.sigma_data, self.body = network, path, sigma_data, body
         self.evaluations = 0
 
-    def _raw(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
+    def _raw(self, path: NoisePath | BatchPath, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
         """Coefficients of F's output."""
         self.evaluations += 1
-        x_in = self.path.to_pixels(self.path.scale(z, (g + self.sigma_data**2).rsqrt()))
-        noise_label = (self.path.mean_log(g) / 8).to(z.dtype).expand(len(z))
+        x_in = path.to_pixels(path.scale(z, (g + self.sigma_data**2).rsqrt()))
+        noise_label = (path.mean_log(g) / 8).to(z.dtype).expand(len(z))
         with torch.autocast(z.device.type, self.body, enabled=self.body != torch.float32):
             raw = self.network(x_in, noise_label, labels)
-        return self.path.from_pixels(raw.to(z.dtype))
+        return path.from_pixels(raw.to(z.dtype))
 
     def flow(
         self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
@@ -48,10 +46,10 @@ class Denoiser(nn.Module):
             g: variance in each subspace.
             labels: one-hot classes.
         """
-        s = self.sigma_data
+        s, path = self.sigma_data, self.path.of(labels)
         g = g.to(torch.promote_types(z.dtype, torch.float32))
-        raw = self._raw(z, g, labels)
-        return self.path.scale(raw, s * (g + s**2).rsqrt()) - self.path.scale(z, g.sqrt() / (g + s**2))
+        raw = self._raw(path, z, g, labels)
+        return path.scale(raw, s * (g + s**2).rsqrt()) - path.scale(z, g.sqrt() / (g + s**2))
 
     def denoise(
         self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
@@ -60,10 +58,10 @@ class Denoiser(nn.Module):
 
         It is `z + M^{1/2} flow`, without the cancellation between the two at large g.
         """
-        s = self.sigma_data
+        s, path = self.sigma_data, self.path.of(labels)
         g = g.to(torch.promote_types(z.dtype, torch.float32))
-        raw = self._raw(z, g, labels)
-        return self.path.scale(z, s**2 / (g + s**2)) + self.path.scale(raw, s * (g / (g + s**2)).sqrt())
+        raw = self._raw(path, z, g, labels)
+        return path.scale(z, s**2 / (g + s**2)) + path.scale(raw, s * (g / (g + s**2)).sqrt())
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], labels: Float[Tensor, "b k"] | None = None

@@ -17,10 +17,10 @@ from anisodiff.files import StageError, key_of, provenance
 from anisodiff.losses import edm_loss, tlsm_loss, warp_loss
 from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp, edm_path
+from anisodiff.pca import PcaSubspaces, principal_subspaces
 from anisodiff.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
 from anisodiff.subspaces import Subspaces, partition
-from anisodiff.training import Guard, ResumeStore, Schedule, Training, run, train
-
+from anisodiff.training import Draws, Guard, ResumeStore, Schedule, Training, run, train
 
 CPU = Compute()
 
@@ -32,7 +32,7 @@ def schedule_of(settings: dict[str, Any], kimg: float | None = None) -> Schedule
 
 
 class _Batches:
-    """Draws of one dataset on one device, each from the CPU generator that it is given."""
+    """Draws of one dataset, each from the CPU generator that it is given, and their way to the device."""
 
     def __init__(self, dataset: dict[str, Any], folder: Path, device: str):
         self.images, self.heldout = data.load(folder).split(dataset["heldout"])
@@ -40,39 +40,72 @@ class _Batches:
         if self.use_labels and not self.images.classes:
             raise StageError(f"{folder}: the images have no labels: set labels to false, or give a labelled source")
 
-    def images_and_labels(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        return self.moved(*self.images.batch(count, generator, self.flips))
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Images in uint8, and labels where the network has them."""
+        return self._shown(*self.images.batch(count, generator, self.flips))
 
-    def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """To the device, in [-1, 1]; labels where the network has them."""
-        return data.to_unit(images.to(self.device)), labels.to(self.device) if self.use_labels else None
+    def fixed(self, index: Tensor) -> Draws:
+        """Held-out images by their place."""
+        return self._shown(*self.heldout.take(index))
 
-    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator).to(self.device)
+    def _shown(self, images: Tensor, labels: Tensor) -> Draws:
+        return {"images": images} | ({"labels": labels} if self.use_labels else {})
 
-    def uniform(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.rand(count, generator=generator, dtype=torch.float64).to(self.device)
+    def moved(self, drawn: Draws) -> Draws:
+        """To the device; the images in [-1, 1] as `x0`."""
+        there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
+        return {"x0": data.to_unit(there.pop("images")), **there}
 
 
-def initial_path(dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path) -> NoisePath:
+def initial_path(
+    dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path, basis: Path | None = None
+) -> NoisePath:
     """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
 
     Args:
         dataset: settings of the dataset.
-        settings: of the path: kind, subspaces, label weights, c, knots.
+        settings: of the path: kind, subspaces, schedules, label weights, c, knots.
         images_folder: the training images.
+        basis: file of principal subspaces, for subspaces "basis:NAME".
     """
     images, _ = data.load(images_folder).split(dataset["heldout"])
-    subspaces = Subspaces(partition(images.shape[-1], settings["subspaces"]))
+    subspaces = subspaces_of(settings["subspaces"], images.shape[-1], basis)
+    per_class = settings["schedules"] == "class"
+    if per_class and not images.classes:
+        raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
     g_min, g_max = dataset["g_min"], dataset["sigma_max"] ** 2
     if settings["kind"] == "karras":
         logs = karras_logs(settings["knots"], g_min, dataset["sigma_min"], dataset["sigma_max"])
-        schedule = KnotSchedule(logs.expand(subspaces.count, -1))
+        logs = logs.expand(subspaces.count, -1)
+        schedule = KnotSchedule(logs.expand(images.classes, -1, -1) if per_class else logs)
+    elif per_class or isinstance(subspaces, PcaSubspaces):
+        raise StageError("kind: spectral is a closed form for one schedule a subspace of the DCT: use karras here")
     else:
         variances = coefficient_variances(images, subspaces)
         members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
         schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
     return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
+
+
+def principal_basis(dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path) -> PcaSubspaces:
+    """Principal subspaces of the images that are trained on.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: rank, per, clusters.
+        images_folder: the training images.
+    """
+    images, _ = data.load(images_folder).split(dataset["heldout"])
+    return principal_subspaces(images, settings["rank"], settings["per"], settings["clusters"])
+
+
+def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
+    """A partition of the DCT basis, or the principal subspaces of a file."""
+    if not (isinstance(kind, str) and kind.startswith("basis:")):
+        return Subspaces(partition(size, kind))
+    if basis is None:
+        raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
+    return checkpoints.load_basis(basis)[0]
 
 
 def coefficient_variances(images: data.Images, subspaces: Subspaces) -> Tensor:
@@ -84,27 +117,38 @@ def coefficient_variances(images: data.Images, subspaces: Subspaces) -> Tensor:
     return (squares - total.square() / len(images)) / (len(images) - 1)
 
 
-def label_weights(subspaces: Subspaces, kind: str) -> Tensor | None:
+def label_weights(subspaces: Subspaces | PcaSubspaces, kind: str) -> Tensor | None:
     """Weights of the mean log-level: "rank", or "equal" per subspace as the paper's J = 2."""
     if kind == "equal":
         return torch.full((subspaces.count,), 1 / subspaces.count, dtype=torch.float64)
     return None
 
 
-def split_path(path: NoisePath, kind: str, weights: str) -> NoisePath:
-    """A path on a finer partition whose every subspace starts as a copy of the one (isotropic) schedule."""
-    subspaces = Subspaces(partition(len(path.subspaces.index), kind))
-    logs = path.schedule.curve.logs.detach()
-    if len(logs) == subspaces.count and torch.equal(path.subspaces.index, subspaces.index):
-        return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))
-    if len(logs) != 1:
-        raise StageError(f"subspaces: a path of {len(logs)} subspaces cannot start one on {kind}: start from J = 1")
-    return NoisePath(subspaces, KnotSchedule(logs.expand(subspaces.count, -1)), label_weights(subspaces, weights))
+def split_path(path: NoisePath, subspaces: Subspaces | PcaSubspaces, weights: str, classes: int = 0) -> NoisePath:
+    """A path that learns on from another: on its own subspaces, or on finer ones that all start as the isotropic one.
 
+    Args:
+        path: to start from.
+        subspaces: of the new path.
+        weights: of its mean log-level, "rank" or "equal".
+        classes: number of classes that get a schedule each; 0 is one for all.
 
-def _edm_sigma(count: int, generator: torch.Generator) -> Tensor:
-    """EDM's log-normal noise levels."""
-    return (torch.randn(count, generator=generator) * 1.2 - 1.2).exp()
+    Raises:
+        StageError: the path cannot be split so.
+    """
+    logs = path.curve.logs.detach()
+    old, new = path.subspaces.state_dict(), subspaces.state_dict()
+    if old.keys() != new.keys() or not all(torch.equal(old[key], new[key]) for key in new):
+        if logs.shape[-2] != 1:
+            raise StageError(
+                f"subspaces: a path of {logs.shape[-2]} subspaces cannot start one on others: start from J = 1"
+            )
+        logs = logs.expand(*logs.shape[:-2], subspaces.count, -1)
+    if classes and logs.ndim == 2:
+        logs = logs.expand(classes, -1, -1)
+    elif bool(classes) != (logs.ndim == 3):
+        raise StageError("schedules: a path with a schedule a class cannot start a shared one: start from a shared one")
+    return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))
 
 
 def pretrain(
@@ -135,6 +179,7 @@ def finetune(
     images: Path,
     start_network: Path,
     start_path: Path,
+    basis: Path | None,
     output: Path,
     output_path: Path,
     compute: Compute = CPU,
@@ -147,6 +192,7 @@ def finetune(
         images: folder of the training images.
         start_network: weights to start from.
         start_path: path to start from.
+        basis: file of principal subspaces, for subspaces "basis:NAME".
         output: the averaged weights; kimg counts from the base network.
         output_path: the averaged path; with EDM's loss, the path it was given.
         compute: where, and in which precision.
@@ -154,12 +200,14 @@ def finetune(
     compute.begin()
     network, about = checkpoints.load_network(start_network)
     start, path_about = checkpoints.load_path(start_path)
-    path = split_path(start, settings["subspaces"], settings["label_weights"])
     batches = _Batches(dataset, images, compute.device)
-    inputs = [data.about(images), start_network, start_path]
-    _train_network(
-        dataset, settings, network, path, batches, inputs, output, output_path, compute, about, path_about
-    )
+    classes = network.classes if settings["schedules"] == "class" else 0
+    if settings["schedules"] == "class" and not (classes and dataset["labels"]):
+        raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
+    subspaces = subspaces_of(settings["subspaces"], network.shape[-1], basis)
+    path = split_path(start, subspaces, settings["label_weights"], classes)
+    inputs = [data.about(images), start_network, start_path, *([] if basis is None else [basis])]
+    _train_network(dataset, settings, network, path, batches, inputs, output, output_path, compute, about, path_about)
 
 
 def _train_network(
@@ -188,24 +236,30 @@ def _train_network(
     denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
     shape = (schedule.batch, *batches.images.shape)
 
-    def mean_edm_loss(generator: torch.Generator) -> Tensor:
-        x0, labels = batches.images_and_labels(schedule.batch, generator)
-        sigma = _edm_sigma(schedule.batch, generator).to(batches.device)
-        return edm_loss(denoiser, x0, batches.normal(shape, generator), sigma, labels).mean()
+    def draw_edm(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.batch, generator)
+        # EDM's log-normal noise levels
+        drawn["sigma"] = (torch.randn(schedule.batch, generator=generator) * 1.2 - 1.2).exp()
+        return drawn | {"eps": torch.randn(shape, generator=generator)}
 
-    def mean_tlsm_loss(generator: torch.Generator) -> Tensor:
-        x0, labels = batches.images_and_labels(schedule.batch, generator)
-        eps, t = batches.normal(shape, generator), batches.uniform(schedule.batch, generator)
-        probes = None
+    def draw_tlsm(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.batch, generator)
+        drawn["eps"] = torch.randn(shape, generator=generator)
+        drawn["t"] = torch.rand(schedule.batch, generator=generator, dtype=torch.float64)
         if settings["gradient"] == "full":
             count = max(1, round(settings["share"] * schedule.batch))
             signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
-            probes = torch.where(signs, -1.0, 1.0).to(batches.device)
-        return tlsm_loss(denoiser, x0, eps, t, labels, settings["c"], probes).mean()
+            drawn["probes"] = torch.where(signs, -1.0, 1.0)
+        return drawn
+
+    def mean_loss(drawn: Draws) -> Tensor:
+        if learns_path:
+            return tlsm_loss(denoiser, c=settings["c"], **batches.moved(drawn)).mean()
+        return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = Training(modules, rates)
     guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
-    records = train(training, schedule, mean_tlsm_loss if learns_path else mean_edm_loss, guard)
+    records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
 
     def finish(seconds: float) -> None:
         seen = training.step * schedule.batch / 1000
@@ -246,15 +300,16 @@ def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, An
     generator = torch.Generator().manual_seed(settings["seed"])
     repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
     index = torch.arange(len(batches.heldout)).repeat(repeats)
-    x0, labels = batches.moved(*batches.heldout.take(index))
-    eps = batches.normal(tuple(x0.shape), generator)
+    drawn = batches.fixed(index)
+    drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
     order = torch.randperm(len(index), generator=generator)
-    t = ((order + 0.5) / len(index)).to(torch.float64).to(batches.device)
+    drawn["t"] = ((order + 0.5) / len(index)).to(torch.float64)
+    fixed = batches.moved(drawn)
 
     def loss() -> float:
         denoiser.network.eval()
         with torch.no_grad():
-            value = float(tlsm_loss(denoiser, x0, eps, t, labels, settings["c"]).mean())
+            value = float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
         denoiser.network.train()
         return value
 
@@ -285,16 +340,18 @@ def learn_warp(
     schedule = schedule_of(settings)
     shape = (schedule.batch, *batches.images.shape)
 
-    def mean_loss(generator: torch.Generator) -> Tensor:
-        x0, labels = batches.images_and_labels(schedule.batch, generator)
-        eps = batches.normal(shape, generator)
-        draw: Callable[[], Tensor] = lambda: batches.uniform(schedule.batch, generator)  # noqa: E731
-        start = draw().clamp(min=1e-6)
-        window = (draw() if settings["window"] == "uniform" else 1.0) / settings["steps"]
-        end = (start - window).clamp(min=0)
-        test = torch.lerp(end, start, draw())
-        parts = warp_loss(denoiser, path, warp, x0, eps, start, end, test, labels, settings["c"])
-        return sum(parts).mean()
+    def draw(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.batch, generator)
+        drawn["eps"] = torch.randn(shape, generator=generator)
+        uniform = lambda: torch.rand(schedule.batch, generator=generator, dtype=torch.float64)  # noqa: E731
+        drawn["start"] = uniform().clamp(min=1e-6)
+        window = (uniform() if settings["window"] == "uniform" else 1.0) / settings["steps"]
+        drawn["end"] = (drawn["start"] - window).clamp(min=0)
+        drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
+        return drawn
+
+    def mean_loss(drawn: Draws) -> Tensor:
+        return sum(warp_loss(denoiser, path, warp, c=settings["c"], **batches.moved(drawn))).mean()
 
     training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
 
@@ -302,6 +359,6 @@ def learn_warp(
         made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])
         checkpoints.save_warp(output, training.ema["warp"], seconds=seconds, **made)
 
-    records = train(training, schedule, mean_loss)
+    records = train(training, schedule, draw, mean_loss)
     inputs = [data.about(images), network_file, path_file]
     _drive(records, training, schedule, settings | {"dtype": compute.dtype}, inputs, output, finish)

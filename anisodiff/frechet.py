@@ -1,5 +1,6 @@
-"""Feature networks, streaming feature statistics, and the Frechet distance (through clean-fid)."""
+"""Feature networks, streaming feature statistics, and the Frechet distance."""
 
+import functools
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -70,7 +71,9 @@ def _efficientnet_lite0(file: Path, device: str) -> Features:
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise StageError(f"{file}: holds no EfficientNet-Lite0 ({str(error).splitlines()[0]}): fetch it again") from error
+        raise StageError(
+            f"{file}: holds no EfficientNet-Lite0 ({str(error).splitlines()[0]}): fetch it again"
+        ) from error
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def features(images: Tensor) -> Tensor:
@@ -110,6 +113,12 @@ class Gaussian:
     mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
 
+    @functools.cached_property
+    def root(self) -> Float[Tensor, "d d"]:
+        """Symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
     def tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "covariance": self.covariance}
 
@@ -127,7 +136,7 @@ def published_statistics(file: Path) -> Gaussian:
         raise StageError(f"{file}: no reference statistics ({error}): it should hold mu and sigma") from error
     if mean.shape != (INCEPTION_FEATURES,) or covariance.shape != (INCEPTION_FEATURES,) * 2:
         raise StageError(
-            f"{file}: statistics of {tuple(mean.shape)} features, Inception has {INCEPTION_FEATURES}: "
+            f"{file}: statistics of {len(mean)} features, Inception has {INCEPTION_FEATURES}: "
             "give statistics of the same feature network"
         )
     return Gaussian(mean, covariance)
@@ -177,18 +186,22 @@ class FeatureStatistics:
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-    """Frechet distance between two sets of features, by clean-fid's `frechet_distance`.
+    """Frechet distance `|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_b^{1/2} C_a C_b^{1/2})^{1/2})`.
+
+    The trace of the root comes from eigenvalues of a symmetric matrix: clean-fid's value to rounding, several times
+    faster at 2,048 features, and without its offset where a covariance is singular.
 
     Raises:
         StageError: they are of different feature networks.
     """
-    from cleanfid.fid import frechet_distance
-
     if a.mean.shape != b.mean.shape:
         raise StageError(
             f"features: {len(a.mean)} against {len(b.mean)} of the reference: take both from the same feature network"
         )
-    return float(frechet_distance(a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy()))
+    product = b.root @ a.covariance @ b.root
+    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
 
 
 def train_digits_cnn(settings: dict[str, Any], folder: Path) -> tuple[DigitsCNN, float]:

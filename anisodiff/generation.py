@@ -33,9 +33,15 @@ def draw(
     return torch.stack(noise), one_hot
 
 
-def start(denoiser: Denoiser, noise: Float[Tensor, "b c h w"], levels: Levels) -> Float[Tensor, "b c h w"]:
+def start(
+    denoiser: Denoiser,
+    noise: Float[Tensor, "b c h w"],
+    levels: Levels,
+    labels: Float[Tensor, "b k"] | None = None,
+) -> Float[Tensor, "b c h w"]:
     """Coefficients at the first level: `sqrt(g_k(T)) eps` of the path."""
-    return denoiser.path.scale(denoiser.path.from_pixels(noise), levels.nodes[0].to(noise.device))
+    path = denoiser.path.of(labels)
+    return path.scale(path.from_pixels(noise), levels.nodes[0].to(noise.device))
 
 
 def generate(
@@ -65,5 +71,6 @@ def generate(
         padded = [*chosen, *[chosen[-1]] * (batch - len(chosen))]
         noise, labels = draw(padded, shape, classes)
         labels = None if labels is None else labels.to(device)
-        z = solve(denoiser, start(denoiser, noise.to(device), levels), levels, step, labels)
+        own = levels.of(labels)
+        z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels)
         yield chosen, to_uint8(denoiser.path.to_pixels(z))[: len(chosen)].cpu()

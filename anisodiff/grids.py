@@ -17,7 +17,7 @@ class Levels:
     """Standard deviations in each subspace, falling. A last node of 0 means one plain Euler step.
 
     Attributes:
-        nodes: where steps begin and end, `[N, B or 1, J]`.
+        nodes: where steps begin and end, `[N, B or 1, J]`; before `of`, the middle axis is that of the classes.
         inner: evaluation point of each step for solvers that take one between the nodes, `[N-1, B or 1, J]`; not
             used on a step to 0.
     """
@@ -32,6 +32,17 @@ class Levels:
             )
         if not (self.nodes.diff(dim=0) < 0).all() or (self.nodes < 0).any():
             raise StageError("grid: levels must fall from node to node: check the path and the grid")
+
+    def of(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
+        """Each image's levels, by its one-hot label, from levels of every class."""
+        if self.nodes.shape[1] == 1:
+            return self
+        if labels is None:
+            raise StageError(
+                "grid: has levels for each class, but the images have no labels: use a network with classes"
+            )
+        index = labels.argmax(1).to(self.nodes.device)
+        return Levels(self.nodes[:, index], self.inner[:, index])
 
     @property
     def steps(self) -> int:
@@ -74,7 +85,7 @@ def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: boo
     """
     t = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
     with torch.no_grad():
-        sigmas = path(t if warp is None else warp(t)[0]).sigma[:, None]
+        sigmas = path.table(t if warp is None else warp(t)[0])
     nodes, inner = sigmas[::2], sigmas[1::2]
     return _with_zero(nodes, inner) if denoise else Levels(nodes, inner)
 

@@ -29,7 +29,7 @@ def edm_loss(
         sigma: standard deviation for each image; EDM draws `exp(-1.2 + 1.2 N(0, 1))`.
         labels: one-hot classes.
     """
-    path = denoiser.path
+    path = denoiser.path.of(labels)
     g = sigma.square()[:, None].expand(-1, path.subspaces.count)
     eps = path.from_pixels(eps)
     flow = denoiser.flow(path.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
@@ -61,18 +61,19 @@ def tlsm_loss(
         probes: random probes with `E[e e^T] = I` for the first n images of the batch, whose gradient in the path gets
             the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
     """
-    path = denoiser.path
-    noise = path(t)
+    path = denoiser.path.of(labels)
+    noise = path.at(t)
     z = path.from_pixels(x0) + path.scale(eps, noise.sigma)
     weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)
     g = noise.g.detach()
 
     flow = denoiser.flow(z, g, labels)
-    losses = (path.subspaces.reduce((flow + eps).square()) * weight).sum(1)
+    error = flow + eps
+    losses = (path.inner(error, error) * weight).sum(1)
     if probes is None:
         return losses
     head = slice(0, probes.shape[1])
-    cotangent = 2 * path.scale(flow + eps, weight)[head]
+    cotangent = 2 * path.scale(error, weight)[head]
     head_labels = None if labels is None else labels[head]
     derivative = flow_derivative(denoiser, z[head], g[head], head_labels, flow[head], cotangent, probes)
     log_g = noise.g[head].log()
@@ -113,13 +114,13 @@ def warp_loss(
     def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at warped time."""
         r, rate = warp(t)
-        noise = path(r)
+        noise = path.at(r)
         return noise.g, noise.sigma, noise.g_dot * rate[:, None] * ((noise.g + c) * noise.g).rsqrt()
 
     g, sigma, weight = at(start)
     z = path.from_pixels(x0) + path.scale(eps, sigma)
     flow = denoiser.flow(z, g, labels)
-    score_matching = path.subspaces.reduce(2 * flow * (flow + eps)) * weight.square().to(z.dtype)
+    score_matching = path.inner(2 * flow, flow + eps) * weight.square().to(z.dtype)
 
     g_hat, sigma_hat, _ = at((start + end) / 2)
     delta = sigma_hat - sigma
@@ -131,5 +132,5 @@ def warp_loss(
     reached = z - path.scale(flow, step) - path.scale(change, step.square() / (2 * delta))
     interpolated = flow + path.scale(change, step / delta)
     error = denoiser.flow(reached, g_test, labels) - interpolated
-    discretisation = path.subspaces.reduce(error.square()) * weight_test.square().to(z.dtype)
+    discretisation = path.inner(error, error) * weight_test.square().to(z.dtype)
     return discretisation.sum(1), score_matching.sum(1)

@@ -91,7 +91,7 @@ class SongUNet(RawNetwork):
         channel_mult: width at each resolution, in units of `model_channels`; each resolution halves the one before.
         channel_mult_emb: width of the embedding, in units of `model_channels`.
         num_blocks: residual blocks a resolution in the encoder (the decoder has one more).
-        attn_resolutions: resolutions with self-attention; the middle always has it, but for None, which is no attention.
+        attn_resolutions: resolutions with self-attention; the middle always has it, but for None, which is none.
         dropout: probability, while training.
         label_dropout: share of the labels dropped while training.
         embedding_type: of the noise label.

@@ -59,7 +59,7 @@ def flow_derivative(
         cotangent: G, the loss's gradient in the flow.
         probes: random probes with `E[e e^T] = I` in z's coefficients; their estimates are averaged.
     """
-    path = denoiser.path
+    path = denoiser.path.of(labels)
     z, g, flow, cotangent = (each.detach() for each in (z, g, flow, cotangent))
     h = torch.finfo(z.dtype).eps ** (1 / 3)
     # a probe moves z by h of the noise, or of a twentieth of the data where the noise is less than the rounding of z
@@ -70,12 +70,11 @@ def flow_derivative(
         with torch.enable_grad():
             return torch.autograd.grad(denoiser.flow(at, g, labels), at, cotangent)[0]
 
-    slopes, bends = torch.zeros_like(z), torch.zeros_like(z)
+    slopes, bends = torch.zeros_like(z), torch.zeros_like(g)
     with _frozen(denoiser):
         for probe in probes:
             shift = path.scale(probe, h * width)
             up, down = gradient(z + shift), gradient(z - shift)
             slopes += (up + down) / (2 * len(probes))
-            bends += path.scale(probe * (up - down), 1 / (2 * h * width)) / len(probes)  # diagonal of Hess h
-    terms = path.scale(bends, g / 2) + path.scale(slopes * flow, g.sqrt()) + cotangent * flow / 2
-    return path.subspaces.reduce(terms)
+            bends += path.inner(probe, up - down) / (2 * h * width * len(probes))  # trace of Hess h
+    return g / 2 * bends + g.sqrt() * path.inner(slopes, flow) + path.inner(cotangent, flow) / 2

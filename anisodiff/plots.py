@@ -116,12 +116,26 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
 def _curves(
     paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """Name, times in [0, 1] and variances `[points, J]` of every path, and of every warped path."""
+    """Name, times in [0, 1] and variances `[points, L, J]` of every path and warped path; L classes, or one for all."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     with torch.no_grad():
-        curves = [(name, t, path(t).g) for name, path in paths.items()]
-        curves += [(f"{name} (warped)", t, paths[path](warp(t)[0]).g) for name, (warp, path) in warps.items()]
+        curves = [(name, t, path.table(t).square()) for name, path in paths.items()]
+        curves += [
+            (f"{name} (warped)", t, paths[path].table(warp(t)[0]).square()) for name, (warp, path) in warps.items()
+        ]
     return curves
+
+
+def _middle(g: Tensor) -> Tensor:
+    """Geometric mean over the classes, `[points, L]` -> `[points]`."""
+    return g.log().mean(1).exp()
+
+
+def _band(axes: Axes, x: Tensor, values: Tensor, style: dict[str, Any]) -> None:
+    """The range over classes of `[points, L]`, behind their mean."""
+    if values.shape[1] > 1:
+        low, high = values.min(1).values, values.max(1).values
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
@@ -129,11 +143,12 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     curves = _curves(paths, warps)
     for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
-        for j in range(g.shape[1]):
-            label = name if g.shape[1] == 1 else f"{name}, subspace {j + 1}"
+        for j in range(g.shape[2]):
+            label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
             dash = {"linestyle": DASHES[j % len(DASHES)]}
             every = {"markevery": (40 + 60 * j, 160), "markersize": 4}
-            axes.plot(t * sigma_max**2, g[:, j].sqrt(), label=label, linewidth=1.2, **(style | dash | every))
+            _band(axes, t * sigma_max**2, g[..., j].sqrt(), style)
+            axes.plot(t * sigma_max**2, _middle(g[..., j]).sqrt(), label=label, linewidth=1.2, **(style | dash | every))
     axes.set_yscale("log")
     axes.set_xlabel("time t (variance units, 0 to T)")
     axes.set_ylabel("noise level $\\sigma_j(t) = g_j(t)^{1/2}$ (pixel values)")
@@ -144,11 +159,13 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
 def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 4: log g_1/g_j, below zero where the lowest frequencies are less noisy than the others."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    curves = [(name, t, g) for name, t, g in _curves(paths, warps) if g.shape[1] > 1]
+    curves = [(name, t, g) for name, t, g in _curves(paths, warps) if g.shape[2] > 1]
     for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
-        for j in range(1, g.shape[1]):
+        for j in range(1, g.shape[2]):
             dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "marker": None}
-            axes.plot(t * sigma_max**2, (g[:, 0] / g[:, j]).log(), label=f"{name}: $g_1/g_{j + 1}$", **(style | dash))
+            ratio = (g[..., 0] / g[..., j]).log()
+            _band(axes, t * sigma_max**2, ratio, style)
+            axes.plot(t * sigma_max**2, ratio.mean(1), label=f"{name}: $g_1/g_{j + 1}$", **(style | dash))
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel("time t (variance units, 0 to T)")
     axes.set_ylabel("log ratio of variances (nats)")

@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,15 +276,15 @@ def trajectory(
     """
     compute.begin()
     device, sampler = compute.device, Sampler(dataset, method, files, compute)
-    levels = sampler.levels(nfe, sampler.warp_file(nfe, [nfe]))
     noise, labels = draw(seeds, sampler.shape, sampler.classes)
+    labels = None if labels is None else labels.to(device)
+    levels = sampler.levels(nfe, sampler.warp_file(nfe, [nfe])).of(labels)
     denoiser, path = sampler.denoiser, sampler.path
-    states = [start(denoiser, noise.to(device), levels)]
+    states = [start(denoiser, noise.to(device), levels, labels)]
 
     def watch(k: int, state: State) -> None:
         states.append(state.z)
 
-    labels = None if labels is None else labels.to(device)
     solve(denoiser, states[0], levels, SOLVERS[method["solver"]].step, labels, watch)
 
     def denoised(z: Tensor, sigma: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Everything here is float64: the tensors are small, and levels must be exact.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,11 +42,11 @@ class LogLinear:
 
     Attributes:
         nodes: times, rising from 0 to 1, `[K]`.
-        logs: log variance at each node, rising, `[J, K]`.
+        logs: log variance at each node, rising, `[J, K]`; with a leading axis, one schedule a class or an image.
     """
 
     nodes: Float[Tensor, " k"]
-    logs: Float[Tensor, "j k"]
+    logs: Float[Tensor, "*l j k"]
 
     def __post_init__(self) -> None:
         if not (self.nodes.diff() > 0).all() or self.nodes[0] != 0 or self.nodes[-1] != 1:
@@ -55,22 +55,28 @@ class LogLinear:
             raise StageError("path: log variances do not rise from knot to knot: lower the path's learning rate")
 
     def __call__(self, t: Float[Tensor, " b"]) -> Variance:
-        """Variances and rates at times `t`, `[B]` -> `[B, J]`."""
+        """Variances and rates at times `t`, `[B]` -> `[B, J]`. A leading axis of the logs must be the batch's."""
         t = t.to(self.nodes)
         k = _segment(self.nodes, t)
-        width = self.nodes[k + 1] - self.nodes[k]
-        share = (t - self.nodes[k]) / width
-        slope = (self.logs[:, k + 1] - self.logs[:, k]) / width
-        g = torch.lerp(self.logs[:, k], self.logs[:, k + 1], share).exp()
-        return Variance(g.T, (g * slope).T)
+        width = (self.nodes[k + 1] - self.nodes[k])[:, None]
+        share = (t - self.nodes[k])[:, None] / width
+        left, right = self._at(k), self._at(k + 1)
+        g = torch.lerp(left, right, share).exp()
+        return Variance(g, g * (right - left) / width)
+
+    def _at(self, k: Int[Tensor, " b"]) -> Float[Tensor, "b j"]:
+        """Log variances at these nodes."""
+        if self.logs.ndim == 2:
+            return self.logs[:, k].T
+        return self.logs[torch.arange(len(k), device=k.device), :, k]
 
     def mean(self, weights: Float[Tensor, " j"]) -> "LogLinear":
         """The schedule of the weighted geometric-mean variance, J = 1."""
-        return LogLinear(self.nodes, (weights.to(self.logs) @ self.logs)[None])
+        return LogLinear(self.nodes, (weights.to(self.logs) @ self.logs)[..., None, :])
 
     def time_of(self, log_variance: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Exact inverse, for J = 1: the time at which the log variance has these values."""
-        if len(self.logs) != 1:
+        if self.logs.shape[:-1] != (1,):
             raise ValueError("only one subspace can be inverted: take the mean first")
         logs = self.logs[0]
         k = _segment(logs.detach(), log_variance.detach())
@@ -84,25 +90,26 @@ class KnotSchedule(nn.Module):
     The parameters `theta [J, K-1]` give positive increments softplus(theta), rescaled to fill the range.
 
     Args:
-        logs: log variances at uniformly spaced knots, rising, `[J, K]`; the parameters are set to reproduce them.
+        logs: log variances at uniformly spaced knots, rising, `[J, K]`, or `[classes, J, K]` for a schedule a class;
+            the parameters are set to reproduce them.
     """
 
-    def __init__(self, logs: Float[Tensor, "j k"]):
+    def __init__(self, logs: Float[Tensor, "*l j k"]):
         super().__init__()
         logs = logs.to(torch.float64)
-        self.register_buffer("ends", logs[:, [0, -1]].clone())
+        self.register_buffer("ends", logs[..., [0, -1]].clone())
         steps = logs.diff(dim=-1)
         steps = steps / steps.mean(dim=-1, keepdim=True)
         self.theta = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # inverse of softplus
-        self.register_buffer("nodes", torch.linspace(0, 1, logs.shape[1], dtype=torch.float64), persistent=False)
+        self.register_buffer("nodes", torch.linspace(0, 1, logs.shape[-1], dtype=torch.float64), persistent=False)
 
     @property
     def curve(self) -> LogLinear:
         """The schedule at the present parameters; theta's gradient passes through it."""
         rise = functional.softplus(self.theta).cumsum(-1)
-        share = rise / rise[:, -1:]
-        start, end = self.ends[:, :1], self.ends[:, 1:]
-        logs = torch.cat([start, start + (end - start) * share[:, :-1], end], dim=-1)
+        share = rise / rise[..., -1:]
+        start, end = self.ends[..., :1], self.ends[..., 1:]
+        logs = torch.cat([start, start + (end - start) * share[..., :-1], end], dim=-1)
         return LogLinear(self.nodes, logs)
 
 

@@ -31,7 +31,7 @@ class Problem:
     """The flow over a path for fixed labels, and products with levels. Levels are `[B or 1, J]`."""
 
     def __init__(self, denoiser: Denoiser, labels: Float[Tensor, "b k"] | None = None):
-        self.denoiser, self.labels, self.scale = denoiser, labels, denoiser.path.scale
+        self.denoiser, self.labels, self.scale = denoiser, labels, denoiser.path.of(labels).scale
 
     def flow(self, z: Tensor, sigma: Tensor) -> Tensor:
         return self.denoiser.flow(z, sigma.square(), self.labels)

@@ -104,6 +104,10 @@ class Subspaces(nn.Module):
         mask = values[:, :, None, None] if self.count == 1 else values[:, None, self.index]
         return z * mask
 
-    def reduce(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b j"]:
-        """Sum over the coefficients of each subspace."""
-        return z.sum(1).flatten(1) @ self.members.to(z.dtype)
+    def inner(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b j"]:
+        """Inner product in each subspace."""
+        return (a * b).sum(1).flatten(1) @ self.members.to(a.dtype)
+
+    def of(self, index: Int[Tensor, " b"]) -> "Subspaces":
+        """As images of these classes see them: alike."""
+        return self

@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,26 @@ class Training:
         return {"step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout}
 
 
+Draws = dict[str, Tensor]
+
+
+def _drawn(draw: Callable[[torch.Generator], Draws], schedule: Schedule, first: int) -> Iterator[tuple[int, Draws]]:
+    """The draws of every step from `first` on, each made in a thread while the step before it runs."""
+    at = lambda step: torch.Generator().manual_seed((schedule.seed << 32) + step)  # noqa: E731
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(draw, at(first))
+        for step in range(first, schedule.steps):
+            ready = coming.result()
+            if step + 1 < schedule.steps:
+                coming = ahead.submit(draw, at(step + 1))
+            yield step, ready
+
+
 def train(
     training: Training,
     schedule: Schedule,
-    loss: Callable[[torch.Generator], Tensor],
+    draw: Callable[[torch.Generator], Draws],
+    loss: Callable[[Draws], Tensor],
     guard: Guard | None = None,
     group: int = 20,
 ) -> Iterator[dict[str, Any]]:
@@ -144,7 +161,8 @@ def train(
     Args:
         training: the state; changed in place.
         schedule: length, batch, rates.
-        loss: mean loss of a batch drawn with the CPU generator it is given.
+        draw: everything random of a step but dropout, from the CPU generator it is given; run ahead in a thread.
+        loss: mean loss of a batch, of its draws.
         guard: optional watch on a held-out loss.
         group: steps a record's mean loss runs over.
 
@@ -153,8 +171,10 @@ def train(
     """
     if guard is not None and training.heldout:
         guard.best = min(value for _, value in training.heldout)
+    if training.stopped_early:
+        return
     losses = []
-    while training.step < schedule.steps and not training.stopped_early:
+    for step, drawn in _drawn(draw, schedule, training.step):
         if guard is not None and training.step % guard.every == 0:
             _check(training, guard)
             if training.stopped_early:
@@ -162,9 +182,8 @@ def train(
                 return
         for each in training.optimizer.param_groups:
             each["lr"] = each["peak"] * schedule.rate(training.step)
-        seed = (schedule.seed << 32) + training.step
-        torch.manual_seed(seed)  # dropout
-        value = loss(torch.Generator().manual_seed(seed))
+        torch.manual_seed((schedule.seed << 32) + step)  # dropout
+        value = loss(drawn)
         if not value.isfinite():
             raise StageError(f"the loss is {float(value.detach())} at step {training.step}: lower the learning rates")
         training.optimizer.zero_grad(set_to_none=True)

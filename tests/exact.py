@@ -7,11 +7,21 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.paths import NoisePath
 
 
-class ExactGaussian(Denoiser):
+class Exact(Denoiser):
+    """A denoiser that is given by its flow."""
+
+    def __init__(self, path: NoisePath):
+        super().__init__(torch.nn.Identity(), path)
+
+    def denoise(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
+        return z + self.path.scale(self.flow(z, g, labels), g.sqrt())
+
+
+class ExactGaussian(Exact):
     """The flow for `x0 ~ N(0, diag(spectrum))` in the path's coefficients."""
 
     def __init__(self, path: NoisePath, spectrum: Tensor):
-        super().__init__(torch.nn.Identity(), path)
+        super().__init__(path)
         self.spectrum = spectrum  # [C, H, W]
 
     def variances(self, g: Tensor) -> Tensor:
@@ -23,11 +33,11 @@ class ExactGaussian(Denoiser):
         return -m.sqrt() * z / (self.spectrum + m)
 
 
-class ExactMixture(Denoiser):
+class ExactMixture(Exact):
     """The flow for a mixture of Gaussians `sum_i weight_i N(mean_i, covariance_i)` in the path's coefficients."""
 
     def __init__(self, path: NoisePath, weights: Tensor, means: Tensor, covariances: Tensor):
-        super().__init__(torch.nn.Identity(), path)
+        super().__init__(path)
         self.mixture = weights, means, covariances  # [M], [M, D], [M, D, D]
 
     def log_density(self, z: Tensor, m: Tensor) -> Tensor:

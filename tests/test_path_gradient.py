@@ -66,7 +66,7 @@ def test_the_papers_exponent_is_wrong():
     derivative = flow_derivative(model, z, g, None, flow, cotangent, axes_probes(3))
     z = z.requires_grad_()
     (slope,) = torch.autograd.grad(model.flow(z, g), z, cotangent)
-    term = lambda power: path.subspaces.reduce(path.scale(slope * flow.detach(), g * g**power))  # noqa: E731
+    term = lambda power: path.inner(slope, path.scale(flow.detach(), g * g**power))  # noqa: E731
     wrong = derivative - term(-0.5) + term(0.5)
     assert (wrong - exact_derivative(model, z.detach(), g, cotangent)).abs().max() > 1e-2
 
@@ -172,7 +172,7 @@ def test_a_leak_through_the_preconditioning_would_be_seen():
     noise = path(t)
     flow = Denoiser(network, path).flow(path.from_pixels(x0) + path.scale(eps, noise.sigma), noise.g)
     front = noise.g_dot**2 / ((noise.g + 0.7) * noise.g)
-    (path.subspaces.reduce((flow + eps) ** 2) * front).sum(1).mean().backward()
+    (path.inner(flow + eps, flow + eps) * front).sum(1).mean().backward()
     expected = brute_force_gradient("envelope", path, network, x0, eps, t, 0.7)
     assert (path.schedule.theta.grad - expected).abs().max() > 0.05 * expected.abs().max()
 

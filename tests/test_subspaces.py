@@ -54,12 +54,13 @@ def test_radial_bands_cover_and_rise(size, count):
     assert torch.equal(index, index.T)
 
 
-def test_reduce_sums_each_subspace():
+def test_inner_products_of_each_subspace():
     subspaces = Subspaces(partition(4, "block"))
     z = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    sums = subspaces.reduce(z)
-    assert torch.allclose(sums[:, 0], z[..., :2, :2].sum((1, 2, 3)))
-    assert torch.allclose(sums.sum(1), z.sum((1, 2, 3)))
+    y = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    products = subspaces.inner(z, y)
+    assert torch.allclose(products[:, 0], (z * y)[..., :2, :2].sum((1, 2, 3)))
+    assert torch.allclose(products.sum(1), (z * y).sum((1, 2, 3)))
     assert subspaces.ranks.tolist() == [4, 12]
 
 

@@ -25,7 +25,8 @@ NETWORK = {
 }  # fmt: skip
 RUN = {
     "loss": "tlsm", "kimg": 2.56, "batch": 32, "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5,
-    "ema_kimg": 1.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block", "label_weights": "equal",
+    "ema_kimg": 1.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block",
+    "schedules": "shared", "label_weights": "equal",
     "c": 1.0, "gradient": "full", "probes": 2, "share": 0.25, "guard_kimg": 0.5, "guard_tolerance": 10.0,
 }  # fmt: skip
 
@@ -44,7 +45,9 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
     finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
     path = finetuning.initial_path(
-        DATASET, {"kind": "karras", "subspaces": "whole", "label_weights": "rank", "knots": 8}, digits
+        DATASET,
+        {"kind": "karras", "subspaces": "whole", "schedules": "shared", "label_weights": "rank", "knots": 8},
+        digits,
     )
     checkpoints.save_path(folder / "edm.safetensors", path)
     return folder / "base.safetensors", folder / "edm.safetensors", digits
@@ -53,7 +56,8 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
 def command(start, folder: Path, settings: dict) -> list[str]:
     return [
         sys.executable, "-m", "anisodiff", "finetune", "--dataset", json.dumps(DATASET),
-        "--settings", json.dumps(settings), "--network", str(start[0]), "--path", str(start[1]), "--images", str(start[2]),
+        "--settings", json.dumps(settings), "--network", str(start[0]), "--path", str(start[1]),
+        "--images", str(start[2]),
         "--output-network", str(folder / "network.safetensors"), "--output-path", str(folder / "path.safetensors"),
     ]  # fmt: skip
 
@@ -138,8 +142,8 @@ def line_run(guard: Guard | None, value: float = 1.0, steps: int = 40) -> Traini
     layer = torch.nn.Linear(1, 1)
     training = Training({"layer": layer}, {"layer": 1e-2})
     schedule = Schedule(kimg=steps / 1000, batch=1, ramp_kimg=0.0, ema_kimg=0.001, ema_ramp=None, seed=0)
-    loss = lambda generator: (layer(torch.ones(1, 1)) * value).sum()  # noqa: E731
-    list(train(training, schedule, loss, guard))
+    loss = lambda drawn: (layer(torch.ones(1, 1)) * value).sum()  # noqa: E731
+    list(train(training, schedule, lambda generator: {}, loss, guard))
     return training
 
 

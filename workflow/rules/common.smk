@@ -30,10 +30,12 @@ def configured(section):
 
 BUILT_IN = ("digits",)
 
+
 wildcard_constraints:
     dataset="|".join(DATASETS),
     run=configured("runs"),
     path=configured("paths"),
+    basis=configured("bases"),
     warp=configured("warps"),
     method=configured("methods"),
     nfe="[0-9]+",
@@ -119,6 +121,22 @@ def path_file(dataset, name):
         if name in DATASETS[dataset]["runs"]
         else f"{folder}/paths/{name}.safetensors"
     )
+
+
+def basis_file(section):
+    """Function of the wildcards: the basis that an entry of `paths` or `runs` is on, if it is on one."""
+
+    def file(wildcards):
+        kind = DATASETS[wildcards.dataset][section][getattr(wildcards, section.removesuffix("s"))]["subspaces"]
+        if not (isinstance(kind, str) and kind.startswith("basis:")):
+            return []
+        return f"results/{wildcards.dataset}/bases/{kind.removeprefix('basis:')}.safetensors"
+
+    return file
+
+
+def basis_option(wildcards, input):
+    return f"--basis {input.basis}" if input.basis else ""
 
 
 def warp_files(dataset, method, nfes):

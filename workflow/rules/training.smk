@@ -41,10 +41,30 @@ rule train_features:
         " --output {output:q} --threads {threads} >{log} 2>&1"
 
 
+rule basis:
+    """Principal subspaces of the training images."""
+    input:
+        images="results/{dataset}/images",
+    output:
+        "results/{dataset}/bases/{basis}.safetensors",
+    log:
+        "results/{dataset}/logs/basis/{basis}.log",
+    conda:
+        ENVIRONMENT
+    threads: CONFIG["threads"]
+    params:
+        dataset=dataset_json,
+        settings=section("bases", "basis"),
+    shell:
+        "exec python -m anisodiff basis --dataset {params.dataset:q} --settings {params.settings:q}"
+        " --images {input.images:q} --output {output:q} --threads {threads} >{log} 2>&1"
+
+
 rule path:
     """A path that needs no training."""
     input:
         images="results/{dataset}/images",
+        basis=basis_file("paths"),
     output:
         "results/{dataset}/paths/{path}.safetensors",
     log:
@@ -54,9 +74,10 @@ rule path:
     params:
         dataset=dataset_json,
         settings=section("paths", "path"),
+        basis=basis_option,
     shell:
         "exec python -m anisodiff path --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
-        " --output {output:q} >{log} 2>&1"
+        " --output {output:q} {params.basis} >{log} 2>&1"
 
 
 rule finetune:
@@ -67,6 +88,7 @@ rule finetune:
             wildcards.dataset, DATASETS[wildcards.dataset]["runs"][wildcards.run]["start"]
         ),
         path=lambda wildcards: path_file(wildcards.dataset, DATASETS[wildcards.dataset]["runs"][wildcards.run]["path"]),
+        basis=basis_file("runs"),
     output:
         network="results/{dataset}/runs/{run}/network.safetensors",
         path="results/{dataset}/runs/{run}/path.safetensors",
@@ -83,10 +105,11 @@ rule finetune:
         compute=compute_json(),
         dataset=dataset_json,
         settings=run_settings,
+        basis=basis_option,
     shell:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q}"
-        " --output-network {output.network:q} --output-path {output.path:q}"
+        " --output-network {output.network:q} --output-path {output.path:q} {params.basis}"
         " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 

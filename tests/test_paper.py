@@ -1,0 +1,93 @@
+"""The paper's configuration itself, end to end, from stand-ins in the published formats on a local server.
+
+Only urls, counts and sizes are overridden: what passes here is what a user with a network and GPUs runs.
+"""
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import standin
+import yaml
+from test_workflow import FIGURES, jobs, snakemake
+
+pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
+
+ROOT = Path(__file__).parents[1]
+PAPER = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+SERVERS = ("https://nvlabs-fi-cdn.nvidia.com", "https://www.cs.toronto.edu")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    standin.publish(folder)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}", folder
+    made.shutdown()
+
+
+def overridden(address: str, served: Path, data: Path) -> dict:
+    """The paper's configuration with other urls, counts and sizes."""
+    text = json.dumps(PAPER)
+    for each in SERVERS:
+        text = text.replace(each, address)
+    config = json.loads(text) | {"device": "cpu", "threads": 1}
+    archive = served / "~kriz/cifar-10-python.tar.gz"
+    config["datasets"]["cifar10"]["images"]["md5"] = hashlib.md5(archive.read_bytes()).hexdigest()
+    for name, dataset in config["datasets"].items():
+        dataset["images"]["resolution"] = 16
+        if name != "cifar10":
+            file = standin.save_zip(data / f"{name}.zip", 200, 24, labels=name == "imagenet")
+            dataset["images"]["url"] = str(file)
+        dataset["heldout"] = 16
+        for basis in dataset.get("bases", {}).values():
+            basis["rank"] = 8
+            basis["clusters"] = min(3, basis.get("clusters", 1))
+        for run in dataset["runs"].values():
+            run |= {"kimg": 0.032, "batch": 16, "guard_kimg": 0.032}
+        for warp in dataset["warps"].values():
+            warp |= {"kimg": 0.016, "batch": 16}
+        dataset["sampling"] = {"nfe": [3], "images": 20, "shard": 20, "batch": 20}
+    return config
+
+
+def test_the_papers_configuration_end_to_end(server, tmp_path):
+    address, served = server
+    config = overridden(address, served, tmp_path / "data")
+    ran = snakemake(tmp_path, config, "--show-failed-logs", "--quiet", "progress")
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    for name, dataset in config["datasets"].items():
+        results = tmp_path / "results" / name
+        table = pd.read_csv(results / "table.csv")
+        assert set(table["method"]) == set(dataset["methods"]) == set(PAPER["datasets"][name]["methods"])
+        assert (table["evaluations"] == 3).all()
+        assert (table["features"] == "inception").all()
+        assert table["mean"].between(0.1, 10_000).all()
+        assert "FID" in (results / "table.md").read_text()
+        for figure in FIGURES:
+            assert (results / "plots" / f"{figure}.png").stat().st_size > 1000
+    locked = json.loads((tmp_path / "config/lock.json").read_text())
+    fetched = [
+        each for each in (tmp_path / "results/fetched").rglob("*") if each.is_file() and "logs" not in each.parts
+    ]
+    assert len(locked) == len(fetched) - 1 == 9  # all but CIFAR's archive, whose md5 is published
+    assert jobs(tmp_path, config) == {}
+
+
+def test_the_later_preset_changes_runs_alone():
+    later = yaml.safe_load((ROOT / "config/paper-later.yaml").read_text())
+    for name, dataset in later["datasets"].items():
+        assert set(dataset["runs"]) == set(PAPER["datasets"][name]["runs"])
+        assert set(dataset) == {"runs"}
