@@ -5,6 +5,7 @@ A basis is of the channel-mean image and acts on every colour channel alike.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,11 @@ class PcaSubspaces(nn.Module):
         self.register_buffer("vectors", vectors)
         self.register_buffer("which", which)
         self._rows: Tensor | None = None  # basis of each image of a batch, see `of`
+
+    @property
+    def size(self) -> int:
+        """Side of the images."""
+        return math.isqrt(self.vectors.shape[-1])
 
     @property
     def ranks(self) -> Float[Tensor, " j"]:

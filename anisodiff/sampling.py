@@ -75,6 +75,11 @@ class Sampler:
         network, about = checkpoints.load_network(files[0])
         self.path, path_about = checkpoints.load_path(files[1])
         self.abouts = [about, path_about]
+        if self.path.subspaces.size != network.shape[-1]:
+            raise StageError(
+                f"{files[0]}: makes images of side {network.shape[-1]}, the path is for {self.path.subspaces.size}: "
+                "set the dataset's resolution, or take another checkpoint"
+            )
         self.denoiser = Denoiser(compute.place(network), self.path, dataset["sigma_data"], compute.body)
         self.denoiser.to(compute.device)
 

@@ -78,6 +78,11 @@ class Subspaces(nn.Module):
         self.register_buffer("members", one_hot, persistent=False)
 
     @property
+    def size(self) -> int:
+        """Side of the images."""
+        return len(self.index)
+
+    @property
     def ranks(self) -> Float[Tensor, " j"]:
         """Modes in each subspace."""
         return self.members.sum(0)

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_training import DATASET, ROOT, RUN, digits, start  # noqa: F401 - a fixture
 
-from anisodiff import checkpoints, cli, download
+from anisodiff import checkpoints, cli, datasets, download, sampling
+from anisodiff.compute import Compute
 from anisodiff.files import StageError, atomic, sha256
 
 
-def anisodiff(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [*prefix, sys.executable, "-m", "anisodiff", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+def anisodiff(*arguments: str, prefix: tuple[str, ...] = (), env=None) -> subprocess.CompletedProcess:
+    command = [*prefix, sys.executable, "-m", "anisodiff", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=env)
 
 
 def one_line(failed: subprocess.CompletedProcess) -> str:
@@ -96,6 +99,31 @@ def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
     assert about["stopped_early"]
     assert about["kimg"] < 2.56
     assert path.schedule.curve.logs.isfinite().all()
+
+
+def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):  # noqa: F811
+    other = tmp_path / "edm.safetensors"
+    checkpoints.convert(ROOT / "tests/data/edm/ddpmpp-uncond-16.pkl", other)
+    failed = finetune((other, *start[1:]), tmp_path, RUN)
+    assert "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)" in one_line(failed)
+    method = {"grid": "karras", "solver": "heun"}
+    with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
+        sampling.Sampler({"sigma_data": 0.5, "labels": False}, method, [other, start[1]], Compute())
+
+
+def test_labels_that_are_missing(start, tmp_path):  # noqa: F811
+    for index in range(80):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"set/{index}.png")
+    datasets.make_images(str(tmp_path / "set"), tmp_path / "images")
+    failed = finetune((*start[:2], tmp_path / "images"), tmp_path, RUN)
+    assert "the images have no labels: set labels to false, or give a labelled source" in one_line(failed)
+
+
+def test_a_device_that_is_not_here():
+    failed = anisodiff("reference", "--images", "x", "--features", "y", "--features-kind", "inception", "--output", "z",
+                       "--compute", '{"device": "cuda"}', env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    assert "torch sees no GPU here: set device to cpu" in one_line(failed)
 
 
 def test_a_full_disk(start, tmp_path):  # noqa: F811
