@@ -40,6 +40,8 @@ rule images:
         directory("results/{dataset}/images"),
     log:
         "results/{dataset}/logs/images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/images.tsv"
     conda:
         ENVIRONMENT
     threads: CONFIG["threads"]
@@ -59,6 +61,8 @@ rule reference:
         "results/{dataset}/reference.safetensors",
     log:
         "results/{dataset}/logs/reference.log",
+    benchmark:
+        "results/{dataset}/benchmarks/reference.tsv"
     conda:
         ENVIRONMENT
     threads: CONFIG["threads"]

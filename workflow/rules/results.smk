@@ -2,7 +2,7 @@
 
 
 rule distance:
-    """Frechet distance of every cell of a dataset, in one job: importing clean-fid takes longer than a distance."""
+    """Frechet distance of every cell of a dataset, in one job: the root of the reference covariance is taken once."""
     input:
         reference="results/{dataset}/reference.safetensors",
         manifests=lambda wildcards: manifests(wildcards.dataset),
