@@ -206,14 +206,17 @@ class UNetBlock(nn.Module):
             scale, shift = shift.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm1(h), scale + 1)
         else:
-            h = self.norm1(h + shift)
+            h = self.norm1(h.add_(shift))
         h = self.conv1(functional.dropout(functional.silu(h), self.dropout, self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * self.rescale
+        x = h.add_(x if self.skip is None else self.skip(x)).mul_(self.rescale)
         return self._attended(x) if self.heads else x
 
     def _attended(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)
+        # the fused kernels want each pixel's channels side by side
+        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)
         a = functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
-        return (self.proj(a) + x) * self.rescale
+        # in x's memory layout: another one would spread to every convolution from here on
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return self.proj(a.contiguous(memory_format=layout)).add_(x).mul_(self.rescale)
