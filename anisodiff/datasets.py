@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -55,9 +56,12 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
 
 def _labels(names: Sequence[str], listed: str | None, where: str) -> list[int] | None:
     """Labels from the text of `dataset.json`, or from the top folders of the names; None where neither tells."""
-    found: Any = json.loads(listed).get("labels") if listed is not None else None
+    try:
+        found: Any = json.loads(listed).get("labels") if listed is not None else None
+        by_name = dict(found or {})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise StageError(f"{where}: dataset.json is not EDM's list of labels ({error}): mend it") from error
     if found:
-        by_name = dict(found)
         if missing := [name for name in names if name not in by_name]:
             raise StageError(f"{where}: dataset.json has no label for {missing[0]}: complete it")
         return [by_name[name] for name in names]
@@ -104,16 +108,17 @@ def _open_cifar(path: Path) -> Source:
     from anisodiff.pickles import load_plain
 
     images, labels = [], []
-    with tarfile.open(path, "r:gz") as archive:
-        wanted = [name for name in archive.getnames() if "/data_batch_" in name or name.endswith("/train")]
-        if not wanted:
-            raise StageError(f"{path}: no CIFAR training batches inside: give cifar-10-python.tar.gz")
-        for name in sorted(wanted):
-            batch = load_plain(archive.extractfile(name).read(), f"{path}: {name}")
-            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-            images.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(batch["labels"] if "labels" in batch else batch["fine_labels"])
-    return _from_arrays(np.concatenate(images), np.concatenate(labels))
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            wanted = sorted(name for name in archive.getnames() if "/data_batch_" in name or name.endswith("/train"))
+            for name in wanted:
+                batch = load_plain(archive.extractfile(name).read(), f"{path}: {name}")
+                batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+                images.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+                labels.append(batch["labels"] if "labels" in batch else batch["fine_labels"])
+        return _from_arrays(np.concatenate(images), np.concatenate(labels))
+    except (tarfile.TarError, OSError, EOFError, zlib.error, LookupError, ValueError, AttributeError) as error:
+        raise StageError(f"{path}: holds no CIFAR training batches ({error}): fetch cifar-10-python.tar.gz") from error
 
 
 def _open_digits(_: Path) -> Source:

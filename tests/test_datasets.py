@@ -133,6 +133,7 @@ def test_flipped_bits_in_a_zip_are_named(tmp_path):
         ("set.zip", b"no zip", "not a zip file"),
         ("none.zip", None, "is not here, or not a zip"),
         ("set.txt", b"text", "is not here, or not a zip"),
+        ("cifar.tar.gz", b"no archive", "holds no CIFAR training batches"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path, name, content, says):
@@ -154,6 +155,21 @@ def test_an_empty_zip_and_missing_labels(tmp_path):
         archive.writestr("dataset.json", json.dumps({"labels": [["b.png", 1]]}))
     with pytest.raises(StageError, match=r"no label for a\.png"):
         load(tmp_path / "part.zip", tmp_path)
+
+
+@pytest.mark.parametrize("listed", ["{", "[]", '{"labels": 3}', '{"labels": [1]}'])
+def test_broken_lists_of_labels(tmp_path, listed):
+    write(tmp_path / "set/a.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "set/dataset.json").write_text(listed)
+    with pytest.raises(StageError, match=r"dataset\.json is not EDM's list of labels"):
+        load(tmp_path / "set", tmp_path)
+
+
+def test_a_truncated_archive(tmp_path):
+    file = standin.save_cifar(tmp_path / "cifar-10-python.tar.gz", 20)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(StageError, match="holds no CIFAR training batches"):
+        load(file, tmp_path)
 
 
 def test_the_folder_is_mapped_and_replaced_in_one_move(tmp_path):
