@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anisodiff.files import StageError, atomic, provenance, sha256
+from anisodiff.files import StageError, atomic, digest, provenance
 from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.pca import PcaSubspaces
@@ -91,7 +91,7 @@ def convert(source: Path | str, output: Path | str) -> None:
         network.load_state_dict(found.tensors)
     except RuntimeError as error:
         raise StageError(f"{source}: its tensors do not fit its {found.model_type} ({error!s:.200})") from error
-    made = provenance({"converted": Path(source).name, "sha256": sha256(source)})
+    made = provenance({"converted": Path(source).name, "sha256": digest(source)})
     save_network(output, network, kimg=0.0, sigma_data=found.sigma_data, **made)
 
 
@@ -129,7 +129,7 @@ def load_basis(path: Path | str) -> tuple[PcaSubspaces, dict[str, Any]]:
     tensors, about = read(path)
     if not about.get("basis"):
         raise StageError(f"{path}: holds no basis: give the file of a basis")
-    return PcaSubspaces(tensors["vectors"], tensors["which"]), about
+    return _subspaces(tensors), about
 
 
 def save_warp(path: Path | str, warp: Warp, **about: Any) -> None:

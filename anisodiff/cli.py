@@ -5,6 +5,7 @@ Heavy modules are imported where they are used, so that each stage pays for its 
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from anisodiff.files import StageError, Stopped, provenance, version
+from anisodiff.launch import launch
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The stages of anisodiff."
@@ -29,8 +31,10 @@ Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Setti
 Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
-Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of a process.")]
 BasisFile = Annotated[Path | None, typer.Option("--basis", help="Principal subspaces, for subspaces basis:NAME.")]
+Processes = Annotated[int, typer.Option(help="On each machine, a GPU each; more than one run under torchrun.")]
+Machines = Annotated[int, typer.Option(help="Machines of the Slurm job this runs in.")]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, from the stage images.")]
 SourceName = Annotated[str, typer.Option(help="Zip, folder, CIFAR .tar.gz, or a built-in set.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
@@ -115,8 +119,11 @@ def pretrain(
     output: Output,
     compute: Computing = "{}",
     threads: Threads = 1,
+    processes: Processes = 1,
+    machines: Machines = 1,
 ) -> None:
     """Train a base network from nothing with EDM's loss."""
+    launch(processes, machines, threads)
     from anisodiff import finetuning
 
     finetuning.pretrain(dataset, settings, images, output, _compute(compute, threads))
@@ -182,8 +189,11 @@ def finetune(
     basis: BasisFile = None,
     compute: Computing = "{}",
     threads: Threads = 1,
+    processes: Processes = 1,
+    machines: Machines = 1,
 ) -> None:
     """Finetune a network with EDM's loss, or network and path with trajectory-level score matching."""
+    launch(processes, machines, threads)
     from anisodiff import finetuning
 
     outputs = (output_network, output_path)
@@ -243,9 +253,8 @@ def sample(
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
     from anisodiff import sampling
 
-    files = [network, path, *warp]
-    network_of = (features_kind, features)
-    sampling.sample(dataset, method, nfe, (first, last), batch, files, network_of, output, _compute(compute, threads))
+    files, extractor = [network, path, *warp], (features_kind, features)
+    sampling.sample(dataset, method, nfe, (first, last), batch, files, extractor, output, _compute(compute, threads))
 
 
 @app.command()
@@ -341,9 +350,9 @@ def publish(
 def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of anisodiff.")]) -> None:
     """Print the config and provenance of a network, path, warp or cell, and its sha256, as JSON."""
     from anisodiff import checkpoints
-    from anisodiff.files import sha256
+    from anisodiff.files import digest
 
-    typer.echo(json.dumps(checkpoints.header(file) | {"sha256": sha256(file)}, indent=1, sort_keys=True))
+    typer.echo(json.dumps(checkpoints.header(file) | {"sha256": digest(file)}, indent=1, sort_keys=True))
 
 
 @app.command("describe-config")
@@ -365,7 +374,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except StageError as error:
-        sys.exit(f"anisodiff: {error}")
+        # every rank fails alike: one says why
+        sys.exit(f"anisodiff: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except OSError as error:
         mends = {
             errno.ENOSPC: "free some space",

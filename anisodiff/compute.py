@@ -1,11 +1,12 @@
 """Where and how a stage computes: device, precision of the network's body, compilation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from anisodiff import parallel
 from anisodiff.files import StageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,12 +39,17 @@ class Compute:
     def body(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
-    def begin(self) -> None:
-        """Set this process's threads, and keep float32 what it says on a GPU (no TF32), with kernels that repeat."""
+    def begin(self) -> "Compute":
+        """Set this process's threads, and keep float32 what it says on a GPU (no TF32), with kernels that repeat.
+
+        Returns:
+            The same, on this process's own device where torchrun started several.
+        """
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
+        return replace(self, device=parallel.join(self.device))
 
     def place(self, network: Module) -> Module:
         """The network on the device: in the memory layout that is fast there, and compiled if that is asked for."""
@@ -53,3 +59,6 @@ class Compute:
         if self.compile:
             network.compile()  # in place: the names of its parameters stay
         return network
+
+
+CPU = Compute()

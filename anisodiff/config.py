@@ -99,6 +99,16 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
                 raise StageError(f"{where}.{kind}.{name}.schedules: one a class needs labels: set labels to true")
     if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
         raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
+    trained = {f"runs.{name}": run for name, run in runs.items()} | {
+        f"warps.{name}": warp for name, warp in warps.items()
+    }
+    if "pretrain" in dataset:
+        trained["pretrain"] = dataset["pretrain"]
+    for key, settings in trained.items():
+        if settings["micro_batch"] is not None and settings["batch"] % settings["micro_batch"]:
+            raise StageError(
+                f"{where}.{key}.micro_batch: {settings['micro_batch']} does not divide the batch of {settings['batch']}"
+            )
     for name, run in runs.items():
         check(f"runs.{name}.start", run["start"], networks)
         check(f"runs.{name}.path", run["path"], {*paths, *runs})

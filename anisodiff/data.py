@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from anisodiff.files import StageError, sha256
+from anisodiff.files import StageError, digest
 
 ARRAYS = ("pixels", "labels")
 
@@ -135,7 +135,7 @@ def writing(folder: Path, count: int, shape: tuple[int, int, int]) -> Iterator[t
         mapped.flush()
         del mapped
         np.save(part / "labels.npy", np.asarray(described.pop("labels"), dtype=np.int64))
-        described |= {"images": count, "shape": shape, "sha256": [sha256(part / f"{each}.npy") for each in ARRAYS]}
+        described |= {"images": count, "shape": shape, "sha256": [digest(part / f"{each}.npy") for each in ARRAYS]}
         about(part).write_text(json.dumps(described, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)

@@ -1,7 +1,7 @@
 """Where images come from: EDM's dataset zips, folders and zips of images, CIFAR archives, and a built-in set.
 
 A source is read in the order of its sorted names, as EDM's dataset tool reads it, with that tool's labels
-(`dataset.json`, or else the top folders' names) and its rules for cropping and resizing (arXiv:2206.00364).
+(`dataset.json`, or else a folder's top folders) and its rules for cropping and resizing (arXiv:2206.00364).
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from anisodiff import data
 from anisodiff.files import StageError, atomic
 
 Transform = Literal["none", "center-crop"]
@@ -251,6 +250,8 @@ def make_images(
         transform: see `fit`.
         workers: processes.
     """
+    from anisodiff import data  # and torch, which the processes that decode do without
+
     opened = open_source(source)
     images = read_all(source, resolution, transform, workers)
     first = next(images)

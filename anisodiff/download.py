@@ -1,17 +1,14 @@
 """Published files: fetched with resume and retries, hashed, and put in place in one move."""
 
-import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from anisodiff.files import StageError, write_text
+from anisodiff.files import StageError, digest, write_text
 
 ATTEMPTS = 6
 LATER = {408, 425, 429, 500, 502, 503, 504}  # answers that may be another one in a while
@@ -75,7 +72,7 @@ def fetch(
         _download(url, part, timeout, pause)
     locked = _locked(lock).get(url)
     for algorithm, expected in (("md5", md5), ("sha256", sha256 or locked)):
-        if expected and (found := _digest(part, algorithm)) != expected:
+        if expected and (found := digest(part, algorithm)) != expected:
             part.unlink()
             source = f" (written in {lock} when it was first seen)" if expected == locked else ""
             raise StageError(
@@ -83,13 +80,8 @@ def fetch(
                 "fetch it again, or change the hash if you trust it"
             )
     if not (sha256 or md5 or locked) and lock is not None:
-        _write_lock(lock, url, _digest(part, "sha256"))
+        _write_lock(lock, url, digest(part))
     part.replace(output)
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _local(url: str, mirror: Path | None) -> Path | None:
@@ -167,16 +159,9 @@ def _locked(lock: Path | None) -> dict[str, str]:
     return json.loads(lock.read_text()) if lock is not None and lock.is_file() else {}
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Among the jobs that write the same lock file."""
+def _write_lock(lock: Path, url: str, found: str) -> None:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.with_name(f".{lock.name}.guard").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
-
-
-def _write_lock(lock: Path, url: str, digest: str) -> None:
-    with _alone(lock):
-        write_text(lock, json.dumps(_locked(lock) | {url: digest}, indent=1, sort_keys=True) + "\n")
-    print(f"{url}: no hash was published; {digest} is written to {lock} and holds from now on")
+        fcntl.flock(guard, fcntl.LOCK_EX)  # one download at a time adds its line
+        write_text(lock, json.dumps(_locked(lock) | {url: found}, indent=1, sort_keys=True) + "\n")
+    print(f"{url}: no hash was published; {found} is written to {lock} and holds from now on")

@@ -46,25 +46,25 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sha256(path: Path | str) -> str:
+def digest(path: Path | str, algorithm: str = "sha256") -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def key_of(settings: Any, inputs: list[Path]) -> str:
-    """Sixteen hex digits that name a piece of work: its settings and the contents of its inputs."""
-    named = {"settings": settings, "inputs": [sha256(path) for path in inputs]}
+def key_of(settings: Any, inputs: list[str]) -> str:
+    """Sixteen hex digits that name a piece of work: its settings and the digests of its inputs."""
+    named = {"settings": settings, "inputs": inputs}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def version() -> str:
     """The package's version and eight hex digits of its source text, so that an uncommitted edit shows."""
-    digest = hashlib.sha256()
+    source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return f"{anisodiff.__version__}+{digest.hexdigest()[:8]}"
+        source.update(path.name.encode() + path.read_bytes())
+    return f"{anisodiff.__version__}+{source.hexdigest()[:8]}"
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """The training stages: a base network from nothing, finetuning on a path, and the warp of a path."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anisodiff import checkpoints, data
-from anisodiff.compute import Compute
+from anisodiff import checkpoints, data, parallel
+from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import Denoiser
-from anisodiff.files import StageError, key_of, provenance
+from anisodiff.files import StageError, digest, key_of, provenance
 from anisodiff.losses import edm_loss, tlsm_loss, warp_loss
 from anisodiff.networks import RawNetwork, build
 from anisodiff.paths import NoisePath, Warp, edm_path
@@ -22,13 +21,11 @@ from anisodiff.schedules import FixedSchedule, KnotSchedule, karras_logs, spectr
 from anisodiff.subspaces import Subspaces, partition
 from anisodiff.training import Draws, Guard, ResumeStore, Schedule, Training, run, train
 
-CPU = Compute()
 
-
-def schedule_of(settings: dict[str, Any], kimg: float | None = None) -> Schedule:
+def schedule_of(settings: dict[str, Any]) -> Schedule:
     """The training schedule among a stage's settings."""
-    names = ("kimg", "batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed")
-    return Schedule(**{name: settings[name] for name in names} | ({} if kimg is None else {"kimg": kimg}))
+    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed")
+    return Schedule(**{name: settings[name] for name in names})
 
 
 class _Batches:
@@ -163,7 +160,7 @@ def pretrain(
         output: the averaged weights.
         compute: where, and in which precision.
     """
-    compute.begin()
+    compute = compute.begin()
     batches = _Batches(dataset, images, compute.device)
     torch.manual_seed(settings["seed"])
     channels, size, _ = batches.images.shape
@@ -197,7 +194,7 @@ def finetune(
         output_path: the averaged path; with EDM's loss, the path it was given.
         compute: where, and in which precision.
     """
-    compute.begin()
+    compute = compute.begin()
     network, about = checkpoints.load_network(start_network)
     start, path_about = checkpoints.load_path(start_path)
     batches = _Batches(dataset, images, compute.device)
@@ -234,20 +231,20 @@ def _train_network(
             f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
         )
     denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
-    shape = (schedule.batch, *batches.images.shape)
+    shape = (schedule.piece, *batches.images.shape)
 
     def draw_edm(generator: torch.Generator) -> Draws:
-        drawn = batches.draw(schedule.batch, generator)
+        drawn = batches.draw(schedule.piece, generator)
         # EDM's log-normal noise levels
-        drawn["sigma"] = (torch.randn(schedule.batch, generator=generator) * 1.2 - 1.2).exp()
+        drawn["sigma"] = (torch.randn(schedule.piece, generator=generator) * 1.2 - 1.2).exp()
         return drawn | {"eps": torch.randn(shape, generator=generator)}
 
     def draw_tlsm(generator: torch.Generator) -> Draws:
-        drawn = batches.draw(schedule.batch, generator)
+        drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
-        drawn["t"] = torch.rand(schedule.batch, generator=generator, dtype=torch.float64)
+        drawn["t"] = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
         if settings["gradient"] == "full":
-            count = max(1, round(settings["share"] * schedule.batch))
+            count = max(1, round(settings["share"] * schedule.piece))
             signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
             drawn["probes"] = torch.where(signs, -1.0, 1.0)
         return drawn
@@ -261,17 +258,22 @@ def _train_network(
     guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
     records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
 
-    def finish(seconds: float) -> None:
+    def finish() -> None:
         seen = training.step * schedule.batch / 1000
-        since_base = {"kimg": abouts[0]["kimg"] + seen} if abouts else {"kimg": 0.0, "pretraining_kimg": seen}
+        since_base = {"kimg": 0.0, "device_seconds": 0.0, "pretraining_kimg": seen}
+        if abouts:
+            spent = training.seconds * parallel.size()
+            since_base = {"kimg": abouts[0]["kimg"] + seen}
+            since_base["device_seconds"] = abouts[0].get("device_seconds", 0.0) + spent
         about = provenance({"dataset": dataset, "run": settings, "compute": asdict(compute)}, list(abouts))
-        about |= {**since_base, "seconds": seconds, "stopped_early": training.stopped_early}
+        about |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
+        about |= {"stopped_early": training.stopped_early}
         if output_path is not None:
             learned = training.ema["path"] if learns_path else path.schedule
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
         checkpoints.save_network(output, training.ema["network"], **about)
 
-    _drive(records, training, schedule, settings | {"dtype": compute.dtype}, inputs, output, finish)
+    _drive(records, training, schedule, settings, inputs, output, compute, finish)
 
 
 def _drive(
@@ -281,15 +283,19 @@ def _drive(
     settings: dict[str, Any],
     inputs: list[Path],
     output: Path,
-    finish: Callable[[float], None],
+    compute: Compute,
+    finish: Callable[[], None],
 ) -> None:
-    """Run to the end from the newest resume state, `finish` with the seconds it took, then drop the states."""
-    began = time.monotonic()
-    store = ResumeStore(output.parent / ".state" / output.stem, key_of(settings, inputs))
+    """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
+    key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
+    store = ResumeStore(output.parent / ".state" / output.stem, key)
     store.load(training)
-    run(records, training, schedule, store, output.with_suffix(".jsonl"), settings["save_seconds"], output.stem)
-    finish(round(time.monotonic() - began, 1))
-    store.clear()
+    log, device = output.with_suffix(".jsonl"), compute.device
+    run(records, training, schedule, store, log, settings["save_seconds"], output.stem, device)
+    if parallel.rank() == 0:
+        finish()
+        store.clear()
+    parallel.leave()
 
 
 def _heldout_guard(denoiser: Denoiser, batches: _Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
@@ -330,7 +336,7 @@ def learn_warp(
 
     The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`.
     """
-    compute.begin()
+    compute = compute.begin()
     network, about = checkpoints.load_network(network_file)
     path, path_about = checkpoints.load_path(path_file)
     batches = _Batches(dataset, images, compute.device)
@@ -338,12 +344,12 @@ def learn_warp(
     denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
     warp = Warp(path, knots=settings["knots"]).to(compute.device)
     schedule = schedule_of(settings)
-    shape = (schedule.batch, *batches.images.shape)
+    shape = (schedule.piece, *batches.images.shape)
 
     def draw(generator: torch.Generator) -> Draws:
-        drawn = batches.draw(schedule.batch, generator)
+        drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
-        uniform = lambda: torch.rand(schedule.batch, generator=generator, dtype=torch.float64)  # noqa: E731
+        uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
         drawn["start"] = uniform().clamp(min=1e-6)
         window = (uniform() if settings["window"] == "uniform" else 1.0) / settings["steps"]
         drawn["end"] = (drawn["start"] - window).clamp(min=0)
@@ -355,10 +361,10 @@ def learn_warp(
 
     training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
 
-    def finish(seconds: float) -> None:
+    def finish() -> None:
         made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])
-        checkpoints.save_warp(output, training.ema["warp"], seconds=seconds, **made)
+        checkpoints.save_warp(output, training.ema["warp"], seconds=training.seconds, **made)
 
     records = train(training, schedule, draw, mean_loss)
     inputs = [data.about(images), network_file, path_file]
-    _drive(records, training, schedule, settings | {"dtype": compute.dtype}, inputs, output, finish)
+    _drive(records, training, schedule, settings, inputs, output, compute, finish)

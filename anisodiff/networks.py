@@ -135,9 +135,7 @@ class SongUNet(RawNetwork):
             return UNetBlock(fan_in, fan_out, emb, resample, int(attended), dropout, resample_filter)
 
         attended_sides = () if attn_resolutions is None else attn_resolutions
-        sides = [img_resolution >> level for level in range(len(channel_mult))]
-        widths = [model_channels * mult for mult in channel_mult]
-        levels = list(enumerate(zip(sides, widths, strict=True)))
+        levels = _levels(img_resolution, model_channels, channel_mult)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         width, auxiliary = model_channels, in_channels
         self.enc[f"{img_resolution}x{img_resolution}_conv"] = Conv2d(in_channels, width, 3)
@@ -158,7 +156,7 @@ class SongUNet(RawNetwork):
                 skips.append(width := wide)
         for level, (side, wide) in reversed(levels):
             name = f"{side}x{side}"
-            if level == len(sides) - 1:
+            if level == len(levels) - 1:
                 self.dec[f"{name}_in0"] = block(width, width, attn_resolutions is not None)
                 self.dec[f"{name}_in1"] = block(width, width)
             else:
@@ -168,7 +166,7 @@ class SongUNet(RawNetwork):
                 self.dec[f"{name}_block{index}"] = block(width + skips.pop(), wide, attended)
                 width = wide
             if decoder_type == "skip" or level == 0:
-                if decoder_type == "skip" and level < len(sides) - 1:
+                if decoder_type == "skip" and level < len(levels) - 1:
                     self.dec[f"{name}_aux_up"] = Resampling("up", resample_filter)
                 self.dec[f"{name}_aux_norm"] = norm(width, 1e-6)
                 self.dec[f"{name}_aux_conv"] = Conv2d(width, out_channels, 3, gain=1e-5)
@@ -256,11 +254,9 @@ class DhariwalUNet(RawNetwork):
         def block(fan_in: int, fan_out: int, attended: bool = False, resample: str | None = None) -> UNetBlock:
             return UNetBlock(fan_in, fan_out, emb, resample, fan_out // 64 * attended, dropout, adm=True)
 
-        sides = [img_resolution >> level for level in range(len(channel_mult))]
-        widths = [model_channels * mult for mult in channel_mult]
-        levels = list(enumerate(zip(sides, widths, strict=True)))
+        levels = _levels(img_resolution, model_channels, channel_mult)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        width = widths[0]
+        width = levels[0][1][1]
         self.enc[f"{img_resolution}x{img_resolution}_conv"] = Conv2d(in_channels, width, 3, "torch")
         skips = [width]
         for level, (side, wide) in levels:
@@ -271,7 +267,7 @@ class DhariwalUNet(RawNetwork):
                 self.enc[f"{side}x{side}_block{index}"] = block(width, wide, side in attn_resolutions)
                 skips.append(width := wide)
         for level, (side, wide) in reversed(levels):
-            if level == len(sides) - 1:
+            if level == len(levels) - 1:
                 self.dec[f"{side}x{side}_in0"] = block(width, width, True)
                 self.dec[f"{side}x{side}_in1"] = block(width, width)
             else:
@@ -299,6 +295,11 @@ class DhariwalUNet(RawNetwork):
         for name, layer in self.dec.items():
             x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
         return self.out_conv(functional.silu(self.out_norm(x)))
+
+
+def _levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """Depth of each resolution of a U-Net, with its side and width."""
+    return [(level, (img_resolution >> level, model_channels * mult)) for level, mult in enumerate(channel_mult)]
 
 
 NETWORKS: dict[str, type[RawNetwork]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

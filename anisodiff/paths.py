@@ -101,10 +101,9 @@ class NoisePath(nn.Module, _Coordinates):
         Raises:
             StageError: schedules per class, but no labels or those of other classes.
         """
-        bases = len(getattr(self.subspaces, "which", (0,)))
-        if not self.classes and bases == 1:
+        wanted = self.classes or self.subspaces.classes
+        if not wanted:
             return self
-        wanted = self.classes or bases
         if labels is None or labels.shape[1] != wanted:
             given = "no labels" if labels is None else f"labels of {labels.shape[1]} classes"
             raise StageError(f"path: differs between its {wanted} classes, but got {given}: use a network with these")

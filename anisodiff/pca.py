@@ -39,6 +39,11 @@ class PcaSubspaces(nn.Module):
         self._rows: Tensor | None = None  # basis of each image of a batch, see `of`
 
     @property
+    def classes(self) -> int:
+        """Number of classes with a basis of their own; 0 if all share one."""
+        return len(self.which) if len(self.which) > 1 else 0
+
+    @property
     def size(self) -> int:
         """Side of the images."""
         return math.isqrt(self.vectors.shape[-1])
@@ -51,7 +56,7 @@ class PcaSubspaces(nn.Module):
 
     def of(self, index: Int[Tensor, " b"]) -> "PcaSubspaces":
         """As images of these classes see them."""
-        if len(self.which) == 1:
+        if not self.classes:
             return self
         chosen = copy.copy(self)
         object.__setattr__(chosen, "_rows", self.which[index])
@@ -60,7 +65,7 @@ class PcaSubspaces(nn.Module):
     def _components(self, z: Tensor) -> Iterator[tuple[Tensor | slice, Tensor, Tensor]]:
         """For each basis in use: the images that have it, the basis, and their components `[b, C, r]`."""
         flat = z.flatten(2)
-        if len(self.which) > 1 and self._rows is None:
+        if self.classes and self._rows is None:
             raise StageError("path: has one basis a class: give labels")
         if self._rows is None:
             vectors = self.vectors[0].to(z.dtype)

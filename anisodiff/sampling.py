@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from anisodiff import checkpoints, data, datasets, frechet, grids
-from anisodiff.compute import Compute
+from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import Denoiser
-from anisodiff.files import StageError, key_of, provenance, write_text
+from anisodiff.files import StageError, digest, key_of, provenance, write_text
 from anisodiff.generation import draw, generate, start
 from anisodiff.grids import Levels
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.solvers import SOLVERS, State, solve
 
-CPU = Compute()
 PREVIEW = 64  # images of a range that are kept to look at
 
 
@@ -135,6 +134,7 @@ def sample(
     sampler = Sampler(dataset, method, files, compute)
     extract = frechet.FEATURES[features[0]](features[1], compute.device)
     seed_list = range(seeds[0], seeds[1] + 1)
+    digests = {file: digest(file) for file in (*files, features[1])}
     cells = []
     bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
     for nfe in nfes:
@@ -142,7 +142,7 @@ def sample(
         inputs = [*files[:2], *([] if warp_file is None else [warp_file]), features[1]]
         settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
         settings["dtype"] = compute.dtype
-        key = key_of(settings, inputs)
+        key = key_of(settings, [digests[file] for file in inputs])
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
         if not _is_made(cell, key):
             _make_cell(sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, key, settings, bar)
@@ -198,9 +198,7 @@ def reference(
     compute.begin()
     described = {"features": features[0], "images": json.loads(data.about(images).read_text())}
     if published is not None:
-        if features[0] != "inception":
-            raise StageError(f"{published}: published statistics are of Inception's features, not of {features[0]}")
-        gaussian, described["published"] = frechet.published_statistics(published), published.name
+        gaussian, described["published"] = load_reference(published, features[0]), published.name
     else:
         gaussian = statistics_of(images, features, compute).gaussian
     preview = data.load(images).pixels[:PREVIEW]

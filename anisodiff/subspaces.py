@@ -69,6 +69,8 @@ class Subspaces(nn.Module):
         index: subspace of each mode, `[H, H]`, from `partition`.
     """
 
+    classes = 0  # with a basis of their own
+
     def __init__(self, index: Int[Tensor, "h h"]):
         super().__init__()
         self.register_buffer("index", index)

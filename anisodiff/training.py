@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anisodiff import checkpoints
-from anisodiff.files import StageError, Stopped, atomic
+from anisodiff import checkpoints, parallel
+from anisodiff.files import StageError, Stopped, version, write_text
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Schedule:
         ramp_kimg: linear learning-rate warm-up.
         ema_kimg: half-life of the weight average.
         ema_ramp: half-life as a share of what has been seen, where that is shorter; None never shortens it.
-        seed: of the draws; those of a step depend on seed and step alone.
+        seed: of the draws; those of a piece depend on seed, step and its place in the batch alone.
+        micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
     """
 
     kimg: float
@@ -38,10 +40,24 @@ class Schedule:
     ema_kimg: float
     ema_ramp: float | None
     seed: int
+    micro_batch: int | None = None
 
     @property
     def steps(self) -> int:
         return math.ceil(self.kimg * 1000 / self.batch)
+
+    @property
+    def piece(self) -> int:
+        """Images of a piece."""
+        return self.micro_batch or self.batch
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a batch."""
+        return self.batch // self.piece
+
+    def piece_seed(self, step: int, piece: int) -> int:
+        return (self.seed << 32) + step * self.pieces + piece
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate: warm-up, constant to half the run, then halved at every eighth of it."""
@@ -78,6 +94,10 @@ class Training:
     Attributes:
         modules: name -> module being trained.
         rates: name -> learning rate.
+        step: steps made.
+        stopped_early: the guard has ended it.
+        heldout: step and held-out loss of every check.
+        seconds: spent so far, those of earlier processes included.
     """
 
     modules: dict[str, nn.Module]
@@ -85,6 +105,7 @@ class Training:
     step: int = 0
     stopped_early: bool = False
     heldout: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.ema = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.modules.items()}
@@ -127,25 +148,27 @@ class Training:
                 moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
                 self.optimizer.state[parameter] = moved
         self.step, self.stopped_early = about["step"], about["stopped_early"]
-        self.heldout = [tuple(each) for each in about["heldout"]]
+        self.heldout, self.seconds = [tuple(each) for each in about["heldout"]], about["seconds"]
 
     def about(self) -> dict[str, Any]:
-        return {"step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout}
+        return {
+            "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "seconds": self.seconds,
+        }  # fmt: skip
 
 
 Draws = dict[str, Tensor]
 
 
-def _drawn(draw: Callable[[torch.Generator], Draws], schedule: Schedule, first: int) -> Iterator[tuple[int, Draws]]:
-    """The draws of every step from `first` on, each made in a thread while the step before it runs."""
-    at = lambda step: torch.Generator().manual_seed((schedule.seed << 32) + step)  # noqa: E731
+def _drawn(draw: Callable[[torch.Generator], Draws], seeds: Iterator[int]) -> Iterator[tuple[int, Draws]]:
+    """Each seed and its draws, made in a thread while those before it are used."""
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(draw, at(first))
-        for step in range(first, schedule.steps):
-            ready = coming.result()
-            if step + 1 < schedule.steps:
-                coming = ahead.submit(draw, at(step + 1))
-            yield step, ready
+        submit = lambda seed: (seed, ahead.submit(draw, torch.Generator().manual_seed(seed)))  # noqa: E731
+        coming = submit(next(seeds))
+        for following in seeds:
+            seed, ready = coming[0], coming[1].result()
+            coming = submit(following)
+            yield seed, ready
+        yield coming[0], coming[1].result()
 
 
 def train(
@@ -161,20 +184,28 @@ def train(
     Args:
         training: the state; changed in place.
         schedule: length, batch, rates.
-        draw: everything random of a step but dropout, from the CPU generator it is given; run ahead in a thread.
-        loss: mean loss of a batch, of its draws.
+        draw: everything random of a piece but dropout, from the CPU generator it is given; run ahead in a thread.
+        loss: mean loss of a piece, of its draws.
         guard: optional watch on a held-out loss.
         group: steps a record's mean loss runs over.
 
     Raises:
-        StageError: the loss is not finite.
+        StageError: the loss is not finite, or there are more ranks than pieces.
     """
+    mine = range(parallel.rank(), schedule.pieces, parallel.size())
+    if parallel.size() > schedule.pieces:
+        raise StageError(
+            f"micro_batch: {parallel.size()} processes for {schedule.pieces} pieces of a batch of {schedule.batch}: "
+            f"set it to {schedule.batch // parallel.size()} or less"
+        )
     if guard is not None and training.heldout:
         guard.best = min(value for _, value in training.heldout)
-    if training.stopped_early:
+    if training.stopped_early or training.step >= schedule.steps:
         return
     losses = []
-    for step, drawn in _drawn(draw, schedule, training.step):
+    steps = range(training.step, schedule.steps)
+    drawn = _drawn(draw, (schedule.piece_seed(step, piece) for step in steps for piece in mine))
+    for _ in steps:
         if guard is not None and training.step % guard.every == 0:
             _check(training, guard)
             if training.stopped_early:
@@ -182,12 +213,17 @@ def train(
                 return
         for each in training.optimizer.param_groups:
             each["lr"] = each["peak"] * schedule.rate(training.step)
-        torch.manual_seed((schedule.seed << 32) + step)  # dropout
-        value = loss(drawn)
-        if not value.isfinite():
-            raise StageError(f"the loss is {float(value.detach())} at step {training.step}: lower the learning rates")
         training.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        values = []
+        for _ in mine:
+            seed, draws = next(drawn)
+            torch.manual_seed(seed)  # dropout
+            value = loss(draws) / schedule.pieces
+            value.backward()
+            values.append(value.detach())
+        value = parallel.sum_gradients(training.parameters, torch.stack(values).sum())
+        if not value.isfinite():
+            raise StageError(f"the loss is {float(value)} at step {training.step}: lower the learning rates")
         training.optimizer.step()
         beta = schedule.ema_beta(training.step)
         with torch.no_grad():
@@ -195,7 +231,7 @@ def train(
                 for average, now in zip(training.ema[name].parameters(), module.parameters(), strict=True):
                     average.lerp_(now, 1 - beta)
         training.step += 1
-        losses.append(value.detach())
+        losses.append(value)
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:
             record["loss"] = float(torch.stack(losses).mean())
@@ -206,7 +242,7 @@ def train(
 
 
 def _check(training: Training, guard: Guard) -> None:
-    value = guard.loss()
+    value = parallel.of_first(guard.loss())
     if training.heldout and training.heldout[-1][0] == training.step:  # resumed right after a check
         return
     training.heldout.append((training.step, value))
@@ -231,17 +267,27 @@ class ResumeStore:
 
     def save(self, training: Training) -> None:
         name = self.folder / f"step-{training.step:09d}.safetensors"
-        checkpoints.save(name, training.tensors(), training.about())
+        checkpoints.save(name, training.tensors(), training.about() | {"version": version()})
         for old in self._states()[:-2]:
             old.unlink()
 
     def load(self, training: Training) -> bool:
-        """Take up the newest readable state; False if there is none."""
-        for path in reversed(self._states()):
-            with contextlib.suppress(StageError):
-                training.load(*checkpoints.read(path))
-                return True
-        return False
+        """Take up the newest readable state, all ranks the same; False if there is none.
+
+        Raises:
+            StageError: it was written by another version of the code.
+        """
+        newest = parallel.of_first(next(filter(_is_readable, reversed(self._states())), None))
+        if newest is None:
+            return False
+        tensors, about = checkpoints.read(newest)
+        if about["version"] != version():
+            raise StageError(
+                f"{newest}: a resume state of version {about['version']}, this is {version()}: go on with that, "
+                f"or delete {self.folder} to start this stage again"
+            )
+        training.load(tensors, about)
+        return True
 
     def clear(self) -> None:
         for path in self._states():
@@ -252,6 +298,14 @@ class ResumeStore:
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        checkpoints.read(path)
+    except StageError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -267,6 +321,16 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
+def _lines_to(log: Path, step: int) -> list[str]:
+    """Lines of an earlier process up to a step; what it wrote past its last save is made again."""
+    kept = []
+    if log.is_file():
+        for line in log.read_text().splitlines(keepends=True):
+            with contextlib.suppress(json.JSONDecodeError):  # cut off when the process was killed
+                kept += [line] if json.loads(line)["step"] <= step else []
+    return kept
+
+
 def run(
     records: Iterator[dict[str, Any]],
     training: Training,
@@ -275,6 +339,7 @@ def run(
     log: Path,
     save_seconds: float,
     label: str,
+    device: str = "cpu",
 ) -> None:
     """Drive `train` with a progress bar, a log of JSON lines, saves, and a graceful stop.
 
@@ -286,21 +351,22 @@ def run(
         log: file of JSON lines, one a step group; lines past the resumed step are dropped.
         save_seconds: longest time between two saves.
         label: name in the progress bar.
+        device: of this rank.
 
     Raises:
         Stopped: after SIGTERM or Ctrl-C, with the state saved.
     """
     from tqdm import tqdm
 
-    kept = []
-    if log.exists() and training.step:
-        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= training.step]
-    with atomic(log) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+    writes = parallel.rank() == 0
+    log = log if writes else Path(os.devnull)
+    if writes:
+        write_text(log, "".join(_lines_to(log, training.step)))
     saved = time.monotonic()
+    began = saved - training.seconds
     bar = tqdm(
         total=schedule.steps * schedule.batch, initial=training.step * schedule.batch,
-        desc=label, unit="img", unit_scale=True, mininterval=5,
+        desc=label, unit="img", unit_scale=True, mininterval=5, disable=not writes,
     )  # fmt: skip
     with bar, stop_requests() as stopping, log.open("a") as lines:
         for record in records:
@@ -308,8 +374,11 @@ def run(
             if len(record) > 2:
                 lines.write(json.dumps(record) + "\n")
                 lines.flush()
-            if stopping() or time.monotonic() - saved > save_seconds:
-                store.save(training)
-                saved = time.monotonic()
-                if stopping():
+            stop, now = parallel.any_rank(stopping(), device), time.monotonic()
+            training.seconds = round(now - began, 1)
+            if stop or now - saved > save_seconds:
+                if writes:
+                    store.save(training)
+                saved = now
+                if stop:
                     raise Stopped(f"{label}: stopped at step {training.step}, state saved; start again to go on")

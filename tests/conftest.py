@@ -1,5 +1,8 @@
-"""Shape annotations are checked in every test; exact models shared by the oracle tests."""
+"""Shape annotations are checked in every test; what several test files start from."""
 
+from pathlib import Path
+
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("anisodiff", "beartype.beartype")
@@ -7,3 +10,30 @@ install_import_hook("anisodiff", "beartype.beartype")
 import torch  # noqa: E402 - after the hook
 
 torch.set_num_threads(1)  # the tensors are small
+
+from runs import DATASET, NETWORK, RUN  # noqa: E402
+
+from anisodiff import checkpoints, datasets, finetuning  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """The digits as a folder of images."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    datasets.make_images("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
+    """A base network, EDM's path, and the images."""
+    folder = tmp_path_factory.mktemp("start")
+    settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
+    finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
+    path = finetuning.initial_path(
+        DATASET,
+        {"kind": "karras", "subspaces": "whole", "schedules": "shared", "label_weights": "rank", "knots": 8},
+        digits,
+    )
+    checkpoints.save_path(folder / "edm.safetensors", path)
+    return folder / "base.safetensors", folder / "edm.safetensors", digits

@@ -13,7 +13,7 @@ from test_training import DATASET, ROOT, RUN, digits, start  # noqa: F401 - a fi
 
 from anisodiff import checkpoints, cli, datasets, download, sampling
 from anisodiff.compute import Compute
-from anisodiff.files import StageError, atomic, sha256
+from anisodiff.files import StageError, atomic, digest
 
 
 def anisodiff(*arguments: str, prefix: tuple[str, ...] = (), env=None) -> subprocess.CompletedProcess:
@@ -34,7 +34,7 @@ def test_another_hash_is_refused(tmp_path):
     with pytest.raises(StageError, match="fetch it again, or change the hash"):
         download.fetch(str(source), tmp_path / "made" / "file", "0" * 64)
     assert list((tmp_path / "made").iterdir()) == []
-    download.fetch(str(source), tmp_path / "made" / "file", sha256(source))
+    download.fetch(str(source), tmp_path / "made" / "file", digest(source))
     assert (tmp_path / "made" / "file").read_text() == "text"
 
 
@@ -173,6 +173,6 @@ def test_committed_checkpoints_are_what_their_pages_say(dataset, name):
     folder = ROOT / "config/checkpoints" / dataset
     page = json.loads((folder / f"{name}.json").read_text())
     file = folder / f"{name}.safetensors"
-    assert page.pop("sha256") == sha256(file)
+    assert page.pop("sha256") == digest(file)
     assert page == checkpoints.header(file)
     assert file.stat().st_size < 20_000_000

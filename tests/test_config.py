@@ -70,7 +70,6 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.paths.edm.subspaces", "basis:pca", r"edm\.subspaces: 'pca' is unknown; known here: none"),
         ("datasets.digits.runs.ani.schedules", "class", r"runs\.ani\.schedules: one a class needs labels"),
         ("datasets.digits.reference", {"url": "x.npz"}, r"reference: published statistics are of Inception's"),
-        ("datasets.digits.base.sha256", "abc", r"base\.sha256: 'abc' "),
         ("datasets.digits.sampling.nfe", [1], r"sampling\.nfe: 1 cannot be spent"),
         ("datasets.digits.sampling.ranges_at", {7: 2}, r"ranges_at\.7: no such budget"),
         ("datasets.digits.plots", {"strip_methods": ["iso", "anni"]}, r"plots\.strip_methods: 'anni' is unknown"),

@@ -3,63 +3,16 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import ROOT, RUN, command, weights
 
-from anisodiff import checkpoints, datasets, finetuning
+from anisodiff import checkpoints
 from anisodiff.files import StageError
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, train
-
-ROOT = Path(__file__).parents[1]
-DATASET = {
-    "labels": True, "flips": True, "heldout": 64,
-    "sigma_data": 0.75, "sigma_min": 0.002, "sigma_max": 80.0, "g_min": 1e-9,
-}  # fmt: skip
-NETWORK = {
-    "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "channel_mult_emb": 2, "num_blocks": 1,
-    "attn_resolutions": None, "dropout": 0.1,
-}  # fmt: skip
-RUN = {
-    "loss": "tlsm", "kimg": 2.56, "batch": 32, "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5,
-    "ema_kimg": 1.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block",
-    "schedules": "shared", "label_weights": "equal",
-    "c": 1.0, "gradient": "full", "probes": 2, "share": 0.25, "guard_kimg": 0.5, "guard_tolerance": 10.0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """The digits as a folder of images."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    datasets.make_images("digits", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
-    folder = tmp_path_factory.mktemp("start")
-    settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
-    finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
-    path = finetuning.initial_path(
-        DATASET,
-        {"kind": "karras", "subspaces": "whole", "schedules": "shared", "label_weights": "rank", "knots": 8},
-        digits,
-    )
-    checkpoints.save_path(folder / "edm.safetensors", path)
-    return folder / "base.safetensors", folder / "edm.safetensors", digits
-
-
-def command(start, folder: Path, settings: dict) -> list[str]:
-    return [
-        sys.executable, "-m", "anisodiff", "finetune", "--dataset", json.dumps(DATASET),
-        "--settings", json.dumps(settings), "--network", str(start[0]), "--path", str(start[1]),
-        "--images", str(start[2]),
-        "--output-network", str(folder / "network.safetensors"), "--output-path", str(folder / "path.safetensors"),
-    ]  # fmt: skip
 
 
 def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
@@ -70,11 +23,6 @@ def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None)
         process.send_signal(stop)
     _, errors = process.communicate()
     return subprocess.CompletedProcess([], process.returncode, "", errors)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {f"{kind}/{key}": value for kind in ("network", "path")
-            for key, value in checkpoints.read(folder / f"{kind}.safetensors")[0].items()}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from anisodiff.config import load_schema, resolve
+from anisodiff.datasets import BUILT_IN
 from anisodiff.download import place
 from anisodiff.files import StageError
 
@@ -26,9 +27,6 @@ def configured(section):
     """Pattern of the names of a section of any dataset; what is not configured has no rule."""
     names = {name for dataset in DATASETS.values() for name in dataset[section]}
     return "|".join(sorted(names)) or "(?!)"
-
-
-BUILT_IN = ("digits",)
 
 
 wildcard_constraints:
