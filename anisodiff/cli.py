@@ -31,7 +31,7 @@ Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Setti
 Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of a process.")]
+Threads = Annotated[int, typer.Option(help="CPU threads, of all processes together.")]
 BasisFile = Annotated[Path | None, typer.Option("--basis", help="Principal subspaces, for subspaces basis:NAME.")]
 Processes = Annotated[int, typer.Option(help="On each machine, a GPU each; more than one run under torchrun.")]
 Machines = Annotated[int, typer.Option(help="Machines of the Slurm job this runs in.")]
@@ -126,7 +126,7 @@ def pretrain(
     launch(processes, machines, threads)
     from anisodiff import finetuning
 
-    finetuning.pretrain(dataset, settings, images, output, _compute(compute, threads))
+    finetuning.pretrain(dataset, settings, images, output, _compute(compute, max(1, threads // processes)))
 
 
 @app.command("train-features")
@@ -197,7 +197,8 @@ def finetune(
     from anisodiff import finetuning
 
     outputs = (output_network, output_path)
-    finetuning.finetune(dataset, settings, images, network, path, basis, *outputs, _compute(compute, threads))
+    computing = _compute(compute, max(1, threads // processes))
+    finetuning.finetune(dataset, settings, images, network, path, basis, *outputs, computing)
 
 
 @app.command()

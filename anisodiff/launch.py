@@ -15,7 +15,7 @@ def launch(processes: int, machines: int, threads: int) -> None:
     Args:
         processes: on each machine.
         machines: more than one are those of the Slurm job that this process is in.
-        threads: CPU threads of a process.
+        threads: CPU threads of all of them on a machine.
 
     Raises:
         StageError: several machines, but no Slurm job.
@@ -34,8 +34,8 @@ def launch(processes: int, machines: int, threads: int) -> None:
             )
         endpoint = f"{socket.gethostname()}:{20000 + int(job) % 10000}"
         command += [f"--nnodes={machines}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
-        step = [f"--nodes={machines}", f"--ntasks={machines}", f"--cpus-per-task={processes * threads}"]
+        step = [f"--nodes={machines}", f"--ntasks={machines}", f"--cpus-per-task={threads}"]
         command = ["srun", *step, *command]
     sys.stdout.flush()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // processes))
     os.execvp(command[0], [*command, "-m", "anisodiff", *sys.argv[1:]])

@@ -28,6 +28,8 @@ rule convert:
         "results/{dataset}/logs/convert.log",
     conda:
         ENVIRONMENT
+    resources:
+        **asks("convert"),
     shell:
         "exec python -m anisodiff convert {input:q} {output:q} >{log} 2>&1"
 
@@ -44,7 +46,9 @@ rule images:
         "results/{dataset}/benchmarks/images.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("images")
+    resources:
+        **asks("images"),
     params:
         settings=images_settings,
     shell:
@@ -65,7 +69,9 @@ rule reference:
         "results/{dataset}/benchmarks/reference.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("reference")
+    resources:
+        **asks("reference"),
     params:
         compute=compute_json(),
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],

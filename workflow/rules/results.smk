@@ -12,6 +12,8 @@ rule distance:
         "results/{dataset}/logs/distance.log",
     conda:
         ENVIRONMENT
+    resources:
+        **asks("distance"),
     params:
         images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],

@@ -18,7 +18,9 @@ rule sample:
         "results/{dataset}/benchmarks/sample/{method}/{first}-{last}.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("sample")
+    resources:
+        **asks("sample"),
     params:
         compute=compute_json(),
         dataset=dataset_json,
@@ -45,6 +47,8 @@ rule trajectory:
         "results/{dataset}/logs/trajectory/{method}-nfe{nfe}.log",
     conda:
         ENVIRONMENT
+    resources:
+        **asks("trajectory"),
     params:
         compute=compute_json(),
         dataset=dataset_json,

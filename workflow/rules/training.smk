@@ -13,14 +13,17 @@ rule pretrain:
         "results/{dataset}/benchmarks/pretrain.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("pretrain")
+    resources:
+        **asks("pretrain"),
     params:
         compute=compute_json(),
         dataset=dataset_json,
         settings=lambda wildcards: as_json(DATASETS[wildcards.dataset]["pretrain"] | {"loss": "edm"}),
     shell:
         "exec python -m anisodiff pretrain --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
-        " --output {output:q} --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --output {output:q} --compute {params.compute:q} --threads {threads}"
+        " --processes {resources.processes} --machines {resources.machines} >{log} 2>&1"
 
 
 rule train_features:
@@ -33,7 +36,9 @@ rule train_features:
         "results/{dataset}/logs/train_features.log",
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("train_features")
+    resources:
+        **asks("train_features"),
     params:
         settings=as_json({"seed": 0, "steps": 800, "batch": 128, "learning_rate": 0.002, "heldout": 160}),
     shell:
@@ -51,7 +56,9 @@ rule basis:
         "results/{dataset}/logs/basis/{basis}.log",
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("basis")
+    resources:
+        **asks("basis"),
     params:
         dataset=dataset_json,
         settings=section("bases", "basis"),
@@ -71,6 +78,8 @@ rule path:
         "results/{dataset}/logs/path/{path}.log",
     conda:
         ENVIRONMENT
+    resources:
+        **asks("path"),
     params:
         dataset=dataset_json,
         settings=section("paths", "path"),
@@ -100,7 +109,9 @@ rule finetune:
     priority: 10
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("finetune")
+    resources:
+        **asks("finetune"),
     params:
         compute=compute_json(),
         dataset=dataset_json,
@@ -110,7 +121,8 @@ rule finetune:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q}"
         " --output-network {output.network:q} --output-path {output.path:q} {params.basis}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads}"
+        " --processes {resources.processes} --machines {resources.machines} >{log} 2>&1"
 
 
 rule warp:
@@ -132,7 +144,9 @@ rule warp:
     priority: 10
     conda:
         ENVIRONMENT
-    threads: CONFIG["threads"]
+    threads: cpus("warp")
+    resources:
+        **asks("warp"),
     params:
         compute=compute_json(),
         dataset=dataset_json,
