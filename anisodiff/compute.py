@@ -1,6 +1,8 @@
 """Where and how a stage computes: device, precision of the network's body, compilation."""
 
+import platform
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -51,6 +53,12 @@ class Compute:
         torch.backends.cudnn.deterministic = True
         return replace(self, device=parallel.join(self.device))
 
+    def made_on(self) -> dict[str, str | int]:
+        """The machine, for the provenance of what is made: host, device by its model, torch, threads."""
+        gpu = self.device.startswith("cuda")
+        model = torch.cuda.get_device_name(self.device) if gpu else processor()
+        return {"host": platform.node(), "device": model, "torch": torch.__version__, "threads": self.threads}
+
     def place(self, network: Module) -> Module:
         """The network on the device: in the memory layout that is fast there, and compiled if that is asked for."""
         network = network.to(self.device)
@@ -62,3 +70,12 @@ class Compute:
 
 
 CPU = Compute()
+
+
+def processor() -> str:
+    """Model of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

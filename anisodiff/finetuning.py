@@ -267,13 +267,14 @@ def _train_network(
             since_base["device_seconds"] = abouts[0].get("device_seconds", 0.0) + spent
         about = provenance({"dataset": dataset, "run": settings, "compute": asdict(compute)}, list(abouts))
         about |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
-        about |= {"stopped_early": training.stopped_early}
+        about |= {"stopped_early": training.stopped_early, "made_on": compute.made_on()}
         if output_path is not None:
             learned = training.ema["path"] if learns_path else path.schedule
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
         checkpoints.save_network(output, training.ema["network"], **about)
 
-    _drive(records, training, schedule, settings, inputs, output, compute, finish)
+    outputs = [output] if output_path is None else [output, output_path]
+    _drive(records, training, schedule, settings, inputs, outputs, compute, finish)
 
 
 def _drive(
@@ -282,19 +283,20 @@ def _drive(
     schedule: Schedule,
     settings: dict[str, Any],
     inputs: list[Path],
-    output: Path,
+    outputs: list[Path],
     compute: Compute,
     finish: Callable[[], None],
 ) -> None:
     """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
-    key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
-    store = ResumeStore(output.parent / ".state" / output.stem, key)
-    store.load(training)
-    log, device = output.with_suffix(".jsonl"), compute.device
-    run(records, training, schedule, store, log, settings["save_seconds"], output.stem, device)
-    if parallel.rank() == 0:
-        finish()
-        store.clear()
+    key, main = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs]), outputs[0]
+    store = ResumeStore(main.parent / ".state" / main.stem, key)
+    if not store.bring_back(outputs):
+        store.load(training)
+        log, device = main.with_suffix(".jsonl"), compute.device
+        run(records, training, schedule, store, log, settings["save_seconds"], main.stem, device)
+        if parallel.rank() == 0:
+            finish()
+            store.finish(outputs)
     parallel.leave()
 
 
@@ -363,8 +365,10 @@ def learn_warp(
 
     def finish() -> None:
         made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])
-        checkpoints.save_warp(output, training.ema["warp"], seconds=training.seconds, **made)
+        made |= {"seconds": training.seconds, "processes": parallel.size(), "made_on": compute.made_on()}
+        made |= {"device_seconds": training.seconds * parallel.size()}
+        checkpoints.save_warp(output, training.ema["warp"], **made)
 
     records = train(training, schedule, draw, mean_loss)
     inputs = [data.about(images), network_file, path_file]
-    _drive(records, training, schedule, settings, inputs, output, compute, finish)
+    _drive(records, training, schedule, settings, inputs, [output], compute, finish)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from anisodiff.compute import processor
 from anisodiff.files import atomic, provenance, write_text
 
-FILES = ("table.csv", "table.md", "table.tex", "distances.csv")
+FILES = ("table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "distances.csv")
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
@@ -33,7 +34,7 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         "cells_made_by": made_by,
         "seconds": {str(path.relative_to(results / "benchmarks").with_suffix("")): _seconds(path)
                     for path in sorted((results / "benchmarks").rglob("*.tsv"))},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
     write_text(output / "provenance.json", json.dumps(about, indent=1) + "\n")
@@ -41,11 +42,3 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
 
 def _seconds(benchmark: Path) -> float:
     return float(pd.read_csv(benchmark, sep="\t")["s"].iloc[0])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

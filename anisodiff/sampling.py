@@ -96,6 +96,11 @@ class Sampler:
             raise StageError("warps: give one for the grid 'warped', or one a budget, and none for other grids")
         return None if not warps else warps[0] if len(warps) == 1 else warps[list(nfes).index(nfe)]
 
+    def training_seconds(self, warp_file: Path | None) -> float:
+        """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
+        made = max(about.get("device_seconds", 0.0) for about in self.abouts)
+        return made + (0.0 if warp_file is None else checkpoints.header(warp_file).get("device_seconds", 0.0))
+
     def levels(self, nfe: int, warp_file: Path | None) -> Levels:
         warp = None if warp_file is None else checkpoints.load_warp(warp_file, self.path)[0]
         return levels_of(self.method, nfe, self.dataset, self.path, warp)
@@ -145,7 +150,8 @@ def sample(
         key = key_of(settings, [digests[file] for file in inputs])
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
         if not _is_made(cell, key):
-            _make_cell(sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, key, settings, bar)
+            made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(warp_file)}
+            _make_cell(sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, settings, made, bar)
         cells.append(str(cell.relative_to(output.parent)))
     bar.close()
     write_text(output, json.dumps(cells, indent=1) + "\n")
@@ -153,12 +159,13 @@ def sample(
 
 def _is_made(cell: Path, key: str) -> bool:
     try:
-        return checkpoints.header(cell)["key"] == key
+        about = checkpoints.header(cell)
+        return about["key"] == key and "made_on" in about  # cells of version 0.1 do not say where they were made
     except (StageError, KeyError):
         return False
 
 
-def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar) -> None:
+def _make_cell(sampler, levels, extract, seeds, batch, cell, settings, made, bar) -> None:
     began = time.monotonic()
     step = SOLVERS[sampler.method["solver"]].step
     statistics, preview, spent = None, [], 0
@@ -173,12 +180,14 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, key, settings, bar)
         spent += len(preview[-1])
         batches += 1
         bar.update(len(chosen))
-    about = provenance(settings, sampler.abouts) | {
-        "key": key,
+    seconds = time.monotonic() - began
+    about = provenance(settings, sampler.abouts) | made
+    about |= {
         "evaluations": (sampler.denoiser.evaluations - before) / batches,
         "kimg": sampler.abouts[0]["kimg"],
         "stopped_early": any(each.get("stopped_early", False) for each in sampler.abouts),
-        "seconds": round(time.monotonic() - began, 2),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(seeds) / seconds, 2),
     }
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
 
@@ -202,7 +211,7 @@ def reference(
     else:
         gaussian = statistics_of(images, features, compute).gaussian
     preview = data.load(images).pixels[:PREVIEW]
-    about = provenance(described) | {"features": features[0]}
+    about = provenance(described) | {"features": features[0], "made_on": compute.made_on()}
     checkpoints.save(output, gaussian.tensors() | {"preview": preview}, about)
 
 
@@ -300,4 +309,6 @@ def trajectory(
         "states": torch.stack([path.to_pixels(z) for z in states]),
         "levels": levels.nodes[:, 0],
     }
-    checkpoints.save(output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts))
+    checkpoints.save(
+        output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.made_on()}
+    )

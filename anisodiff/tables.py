@@ -63,6 +63,9 @@ def distances(
                 "kimg": abouts[0]["kimg"],
                 "stopped_early": any(about["stopped_early"] for about in abouts),
                 "seconds": sum(about["seconds"] for about in abouts),
+                "training_seconds": abouts[0]["device_seconds"],
+                "device": ", ".join(sorted({about["made_on"]["device"] for about in abouts})),
+                "host": " ".join(sorted({about["made_on"]["host"] for about in abouts})),
                 "version": " ".join(sorted({each for about in abouts for each in about["versions"]})),
                 "commit": " ".join(sorted({each for about in abouts for each in about["commits"]})),
             }
@@ -95,7 +98,7 @@ def _union(values: pd.Series) -> str:
 
 
 def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path) -> None:
-    """Write `table.csv`, `table.md` and `table.tex` into the folder `output`.
+    """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
     Args:
         distance_file: from `distances`.
@@ -105,9 +108,50 @@ def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path)
     rows = pd.read_csv(distance_file)
     tidy = cells(rows, list(methods))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
+    spent = costs(rows, list(methods))
+    write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
+    write_text(output / "cost.md", cost_page(spent))
     page = Page(tidy, rows, methods)
     write_text(output / "table.md", page.markdown())
     write_text(output / "table.tex", page.latex())
+
+
+def costs(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """One row a cell: its mean distance, beside what sampling and training took on which device.
+
+    Args:
+        rows: from `distances`.
+        order: of the methods.
+    """
+    groups = rows.groupby(["method", "nfe"], sort=False)
+    found = groups.agg(
+        mean=("distance", "mean"), evaluations=("evaluations", "max"), images=("images", "sum"),
+        seconds=("seconds", "sum"), training_seconds=("training_seconds", "max"),
+        device=("device", _union_of_names), host=("host", _union),
+    ).reset_index()  # fmt: skip
+    found["images_per_second"] = found["images"] / found["seconds"]
+    found["seconds_per_1000"] = 1000 / found["images_per_second"]
+    rank = {name: index for index, name in enumerate(order)}
+    return found.sort_values(["method", "nfe"], key=lambda column: column.map(lambda value: rank.get(value, value)))
+
+
+def _union_of_names(values: pd.Series) -> str:
+    return ", ".join(sorted({each for value in values for each in value.split(", ")}))
+
+
+def cost_page(spent: pd.DataFrame) -> str:
+    """`costs` as a page for people."""
+    head = ["method", "NFE", "distance", "s per 1,000 images", "images/s", "training, device hours", "device"]
+    lines = [
+        [row.method, str(row.nfe), f"{row.mean:.2f}", f"{row.seconds_per_1000:.1f}", f"{row.images_per_second:.1f}",
+         f"{row.training_seconds / 3600:.3g}", row.device]
+        for row in spent.itertuples()
+    ]  # fmt: skip
+    text = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    return (
+        f"{text}\n\nSampling with its features, averaged over seed ranges. Training: of network, path and warp since "
+        "the base network, summed over devices. Times are comparable on one device, with nothing beside.\n"
+    )
 
 
 class Page:

@@ -37,3 +37,11 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     )
     checkpoints.save_path(folder / "edm.safetensors", path)
     return folder / "base.safetensors", folder / "edm.safetensors", digits
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slurm",
+        choices=["short", "all"],
+        help="run the tests on a real Slurm, some of them or all; as root, they install Debian's packages",
+    )

@@ -45,7 +45,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
         (
             "devise",
             "cpu",
-            "devise: unknown key; known here: compile, datasets, device, dtype, mirror, offline, threads",
+            "devise: unknown key; known here: cluster, compile, datasets, device, dtype, mirror, offline, threads",
         ),
         (
             "datasets.digits.runs.iso.kimgs",
@@ -70,6 +70,9 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.paths.edm.subspaces", "basis:pca", r"edm\.subspaces: 'pca' is unknown; known here: none"),
         ("datasets.digits.runs.ani.schedules", "class", r"runs\.ani\.schedules: one a class needs labels"),
         ("datasets.digits.reference", {"url": "x.npz"}, r"reference: published statistics are of Inception's"),
+        ("datasets.digits.runs.iso.micro_batch", 100, r"runs\.iso\.micro_batch: 100 does not divide the batch of 256"),
+        ("cluster", {"jobs": {"finetun": {"gpus": 2}}}, r"cluster\.jobs: 'finetun' is not one of"),
+        ("datasets.digits.jobs", {"finetune": {"gpu": 2}}, r"jobs\.finetune\.gpu: unknown key; known here: cpus, gpus"),
         ("datasets.digits.sampling.nfe", [1], r"sampling\.nfe: 1 cannot be spent"),
         ("datasets.digits.sampling.ranges_at", {7: 2}, r"ranges_at\.7: no such budget"),
         ("datasets.digits.plots", {"strip_methods": ["iso", "anni"]}, r"plots\.strip_methods: 'anni' is unknown"),

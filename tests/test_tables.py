@@ -18,7 +18,8 @@ def shard(folder, method, nfe, seeds, features, **changes):
     statistics.add(features)
     about = {
         "settings": {"nfe": nfe, "seeds": list(seeds)}, "evaluations": nfe, "kimg": 12.0, "stopped_early": False,
-        "seconds": 1.0, "versions": ["1"], "commits": ["abc"], **changes,
+        "seconds": 1.0, "versions": ["1"], "commits": ["abc"], "device_seconds": 7200.0,
+        "made_on": {"device": "a GPU", "host": "n1"}, **changes,
     }  # fmt: skip
     cell = folder / method / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, about)
@@ -85,6 +86,17 @@ def test_a_missing_shard_is_named(results):
     with pytest.raises(StageError, match="first, nfe 9, range 0: 10 of 20 images"):
         tables.distances("toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv")
     assert not (results / "e.csv").exists()
+
+
+def test_cost_stands_beside_the_distance(results):
+    tables.table(results / "d.csv", METHODS, results)
+    spent, tidy = pd.read_csv(results / "cost.csv"), pd.read_csv(results / "table.csv")
+    assert spent["mean"].tolist() == tidy["mean"].tolist()
+    cell = spent[(spent["method"] == "first") & (spent["nfe"] == 9)].iloc[0]
+    assert cell["images_per_second"] == 10  # four shards of ten images, a second each
+    assert cell["seconds_per_1000"] == 100
+    row = next(line for line in (results / "cost.md").read_text().splitlines() if line.startswith("| first | 9"))
+    assert row.split("|")[4:8] == [" 100.0 ", " 10.0 ", " 2 ", " a GPU "]
 
 
 def test_methods_told_apart_without_colour():

@@ -1,4 +1,4 @@
-"""A real Slurm on loopback, in a folder: three nodes, `n1` and `n2` in the partition cpu, `g1` with a stand-in GPU in gpu.
+"""A real Slurm on loopback, in a folder: nodes `n1` and `n2` in the partition cpu, `g1` with a stand-in GPU in gpu.
 
 Needs root and Debian's packages, which `install` gets. Nothing is written outside the folder, and what was started is
 stopped by its process id.
@@ -96,7 +96,10 @@ def install(accounting: bool = False) -> None:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-yqq", "--no-install-recommends", *packages]):
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-yqq", "--no-install-recommends", *packages],
+        ):
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     finally:
         if ours:
@@ -160,7 +163,9 @@ class Cluster:
         self.environment["MYSQL_UNIX_PORT"] = str(socket)
         self._run("slurmdbd", "slurmdbd", "-D")
         self._until(lambda: "slurmdbd version" in self.log("slurmdbd"), "slurmdbd")
-        subprocess.run(["sacctmgr", "-i", "add", "cluster", "test"], env=self.environment, check=False, capture_output=True)
+        subprocess.run(
+            ["sacctmgr", "-i", "add", "cluster", "test"], env=self.environment, check=False, capture_output=True
+        )
 
     def start_controller(self) -> None:
         self._run("slurmctld", "slurmctld", "-D", "-i")
@@ -219,7 +224,12 @@ class Cluster:
     def _run(self, name: str, *command: str) -> None:
         output = (self.folder / f"{name}.out").open("ab")
         self.processes[name] = subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
     def _until(self, ready, what: str, seconds: float = 30) -> None:

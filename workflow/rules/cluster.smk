@@ -1,4 +1,5 @@
 # needs: CONFIG.   makes: what jobs ask for, and a check before anything is submitted.   next: the rules
+import shutil
 import subprocess
 
 CLUSTER = CONFIG["cluster"]
@@ -82,6 +83,12 @@ def check_cluster():
     Without it each job fails by itself, as often as it is retried, or waits for ever.
     """
     answer("sbatch", "--version")
+    if any("AccountingStorageType" in line and "none" in line for line in answer("scontrol", "show", "config")):
+        # while the controller does not answer, the executor asks sacct if there is one: on a cluster that keeps no accounts
+        # its silence counts as jobs that are gone, and Snakemake waits for them for ever
+        import snakemake_executor_plugin_slurm as executor
+
+        executor.is_query_tool_available = lambda tool: tool != "sacct" and shutil.which(tool) is not None
     rows = [line.split("|") for line in answer("sinfo", "--noheader", "--format=%R|%G|%P")]
     partitions = sorted({name for name, _, _ in rows})
     for key in ("partition", "gpu_partition"):

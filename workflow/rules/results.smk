@@ -23,13 +23,15 @@ rule distance:
 
 
 rule table:
-    """The table: tidy CSV, and method by NFE as Markdown and LaTeX."""
+    """The table: tidy CSV, and method by NFE as Markdown and LaTeX; and what it cost."""
     input:
         "results/{dataset}/distances.csv",
     output:
         csv=report("results/{dataset}/table.csv", category="{dataset}", caption="../report/table.rst"),
         md="results/{dataset}/table.md",
         tex="results/{dataset}/table.tex",
+        cost=report("results/{dataset}/cost.csv", category="{dataset}", caption="../report/cost.rst"),
+        cost_md="results/{dataset}/cost.md",
     log:
         "results/{dataset}/logs/table.log",
     conda:

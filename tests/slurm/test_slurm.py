@@ -1,0 +1,310 @@
+"""The workflow on a real Slurm: jobs that die in every way, and tables that do not show it.
+
+The cluster lives on loopback for as long as these tests run (see `cluster.py`). A scenario starts from a finished run,
+made on this machine alone, with the training and all that follows it taken away: what Slurm makes again must equal it
+to the last digit.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import cluster as slurm
+import pandas as pd
+import pytest
+import yaml
+
+from anisodiff import checkpoints
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "tests/slurm/digits.yaml"
+TABLE = "results/digits/table.csv"
+LATER = ("runs/ani", "samples/ani", "trajectories", "distances.csv", "table.csv", "table.md", "table.tex", "cost.csv",
+         "cost.md", "plots")  # fmt: skip
+FAST = ("--slurm-init-seconds-before-status-checks", "1", "--max-status-checks-per-second", "10")
+
+
+def pytest_generate_tests(metafunc):
+    """In the short version one training job dies of two things; in the long one each death has a run of its own."""
+    if "death" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--slurm") == "all"
+        metafunc.parametrize("death", [each for name, each in DEATHS.items() if every or name == "killed"],
+                             ids=[name for name in DEATHS if every or name == "killed"])  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wanted(request) -> str:
+    if (wanted := request.config.getoption("--slurm")) is None:
+        pytest.skip("a real Slurm: asked for with --slurm short, or --slurm all (make test-slurm)")
+    slurm.install(accounting=wanted == "all")
+    if reason := slurm.missing(accounting=wanted == "all"):
+        pytest.skip(reason)
+    return wanted
+
+
+@pytest.fixture(scope="session")
+def cluster(wanted, tmp_path_factory):
+    with slurm.running(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+def checkout(folder: Path) -> Path:
+    """The repository as a clone has it, by links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("anisodiff", "config", "envs", "local", "slurm", "tests", "workflow"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, environment: dict | None = None) -> subprocess.CompletedProcess:
+    with (folder / "snakemake.txt").open("a") as said:
+        done = subprocess.run(
+            ["snakemake", *arguments], cwd=folder, env=environment, stdout=said, stderr=said, text=True, timeout=900
+        )
+    return subprocess.CompletedProcess(done.args, done.returncode, (folder / "snakemake.txt").read_text())
+
+
+class Run:
+    """Snakemake at work on the cluster, in a folder of its own."""
+
+    def __init__(self, cluster: slurm.Cluster, folder: Path, *arguments: str):
+        self.cluster, self.folder = cluster, folder
+        self.command = ["snakemake", "--profile", "slurm", TABLE, *FAST, "--configfile", CONFIG, *arguments]
+        self.start()
+
+    def start(self) -> None:
+        self.said = (self.folder / "snakemake.txt").open("a")
+        self.process = subprocess.Popen(
+            self.command, cwd=self.folder, env=self.cluster.environment, stdout=self.said, stderr=self.said,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def training_job(self) -> str:
+        """The number of the training job, once it has saved a state."""
+        end = time.monotonic() + 180
+        while time.monotonic() < end and self.process.poll() is None:
+            found = [
+                number for number, (comment, _) in self.cluster.jobs().items() if comment.startswith("rule_finetune")
+            ]
+            if found and list(self.folder.glob("results/digits/runs/ani/.state/network/*/step-*")):
+                return found[0]
+            time.sleep(0.2)
+        raise TimeoutError(f"no training job saved a state\n{self.text()[-3000:]}")
+
+    def text(self) -> str:
+        return (self.folder / "snakemake.txt").read_text()
+
+    def finish(self) -> None:
+        code = self.process.wait(600)
+        assert code == 0, self.text()[-6000:]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(wanted, tmp_path_factory) -> Path:
+    """A whole run on this machine alone."""
+    folder = checkout(tmp_path_factory.mktemp("undisturbed") / "clone")
+    done = snakemake(folder, "--profile", "local", "--configfile", CONFIG)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder
+
+
+def begun(undisturbed: Path, folder: Path) -> Path:
+    """A copy of the finished run, without the training and what follows it."""
+    checkout(folder)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(undisturbed / name, folder / name)
+    for name in LATER:
+        path = folder / "results/digits" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def same_table(folder: Path, undisturbed: Path) -> bool:
+    return (folder / TABLE).read_bytes() == (undisturbed / TABLE).read_bytes()
+
+
+def log_of_training(folder: Path) -> str:
+    return (folder / "results/digits/logs/finetune/ani.log").read_text()
+
+
+def killed(run: Run) -> None:
+    """The training job is cancelled; and, gone on, its processes are killed without a word."""
+    first = run.training_job()
+    run.cluster.ask("scancel", first)
+    while (second := run.training_job()) == first:
+        time.sleep(0.2)
+    run.cluster.ask("scancel", "--signal=KILL", second)
+
+
+def node_dies(run: Run) -> None:
+    """The machine of the training job: its daemon and everything on it."""
+    node = run.cluster.jobs()[run.training_job()][1]
+    run.cluster.kill_node(node)
+    run.finish()
+    run.cluster.start_node(node)
+
+
+def controller_restarts(run: Run) -> None:
+    """The controller is away while jobs run and Snakemake asks for them; this cluster keeps no accounts."""
+    run.training_job()
+    run.cluster.kill("slurmctld")
+    time.sleep(25)
+    run.cluster.start_controller()
+
+
+def snakemake_dies(run: Run) -> None:
+    """Snakemake is killed; its jobs are cancelled, the folder unlocked, the same command given again."""
+    job = run.training_job()
+    run.process.kill()
+    run.process.wait()
+    run.cluster.ask("scancel", job)
+    while run.cluster.jobs("R,CG"):
+        time.sleep(0.2)
+    assert snakemake(run.folder, "--profile", "slurm", "--configfile", CONFIG, "--unlock").returncode == 0
+    run.start()
+
+
+def snakemake_dies_alone(run: Run) -> None:
+    """Snakemake is killed, and its jobs end before it is started again: their work is not lost."""
+    job = run.training_job()
+    run.process.kill()
+    run.process.wait()
+    while job in run.cluster.jobs("R,CG"):
+        time.sleep(0.2)
+    assert (run.folder / "results/digits/runs/ani/network.safetensors").exists()
+    assert snakemake(run.folder, "--profile", "slurm", "--configfile", CONFIG, "--unlock").returncode == 0
+    run.start()
+    run.finish()
+    assert "made before; brought back" in log_of_training(run.folder)
+
+
+DEATHS = {
+    each.__name__: each for each in (killed, node_dies, controller_restarts, snakemake_dies, snakemake_dies_alone)
+}
+
+
+def test_a_death_in_the_middle_does_not_show_in_the_table(cluster, undisturbed, tmp_path, death):
+    folder = begun(undisturbed, tmp_path / "clone")
+    run = Run(cluster, folder)
+    death(run)
+    run.finish()
+    assert same_table(folder, undisturbed)
+    network = checkpoints.header(folder / "results/digits/runs/ani/network.safetensors")
+    assert network["kimg"] == 20.032
+
+
+def configured(folder: Path, changes: dict) -> tuple[str, ...]:
+    """Arguments that add these changes to the configuration of the tests."""
+    path = folder / "changes.yaml"
+    path.write_text(yaml.safe_dump(changes))
+    return ("--configfile", CONFIG, str(path))
+
+
+def test_a_job_out_of_memory_gets_more(cluster, undisturbed, wanted, tmp_path):
+    if wanted == "short":
+        pytest.skip("only with --slurm all")
+    folder = begun(undisturbed, tmp_path / "clone")
+    run = Run(cluster, folder, *configured(folder, {"cluster": {"jobs": {"finetune": {"memory": 420}}}}))
+    run.finish()
+    assert "Trying to restart job" in run.text()
+    assert "mem_mb=840" in run.text()
+    assert same_table(folder, undisturbed)
+
+
+def test_a_job_out_of_time_saves_and_goes_on(cluster, undisturbed, wanted, tmp_path):
+    """Slurm's warning comes 30 to 60 s after the start of a job of two minutes, and this training takes longer."""
+    if wanted == "short":
+        pytest.skip("only with --slurm all")
+    longer = {"datasets": {"digits": {"runs": {"ani": {"kimg": 100}}}}}
+    alone = begun(undisturbed, tmp_path / "alone")
+    done = snakemake(alone, "--profile", "local", TABLE, *configured(alone, longer))
+    assert done.returncode == 0, done.stdout[-3000:]
+    folder = begun(undisturbed, tmp_path / "clone")
+    limits = {"cluster": {"warning": 60, "growth": 1.5, "jobs": {"finetune": {"minutes": 2}}}}
+    run = Run(cluster, folder, *configured(folder, longer | limits))
+    run.training_job()
+    while "state saved; start again to go on" not in log_of_training(folder):
+        assert run.process.poll() is None, "the training ended before its warning"
+        time.sleep(0.05)
+    run.finish()
+    assert "Trying to restart job" in run.text()
+    assert same_table(folder, alone)
+
+
+def test_two_machines_train_as_one(cluster, undisturbed, wanted, tmp_path):
+    if wanted == "short":
+        pytest.skip("only with --slurm all")
+    folder = begun(undisturbed, tmp_path / "clone")
+    network = "results/digits/runs/ani/network.safetensors"
+    two = configured(folder, {"cluster": {"jobs": {"finetune": {"machines": 2}}}})
+    done = snakemake(folder, "--profile", "slurm", network, *FAST, *two, environment=cluster.environment)
+    assert done.returncode == 0, done.stdout[-3000:]
+    about = checkpoints.header(folder / network)
+    assert about["processes"] == 2
+    for file in (network, network.replace("network.", "path.")):
+        found, expected = checkpoints.read(folder / file)[0], checkpoints.read(undisturbed / file)[0]
+        assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+
+
+def test_jobs_ask_for_what_is_configured(cluster, undisturbed, tmp_path):
+    """The sampling job, which asks for a GPU, waits for the node that has one; nobody else goes there."""
+    folder = begun(undisturbed, tmp_path / "clone")
+    shutil.copytree(undisturbed / "results/digits/runs/ani", folder / "results/digits/runs/ani", dirs_exist_ok=True)
+    shutil.rmtree(folder / ".snakemake")
+    cluster.ask("scontrol", "update", "nodename=g1", "state=drain", "reason=test")
+    try:
+        run = Run(cluster, folder, "--rerun-triggers", "mtime")
+        end = time.monotonic() + 120
+        while not (waiting := cluster.jobs("PD")) and run.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.2)
+        shown = cluster.ask("scontrol", "show", "job", next(iter(waiting)))
+        assert "rule_sample" in shown
+        assert "Partition=gpu" in shown
+        assert "gres:gpu:a100:1" in shown
+        assert "mem=1500M" in shown
+        assert "TimeLimit=00:05:00" in shown
+    finally:
+        cluster.ask("scontrol", "update", "nodename=g1", "state=resume")
+    run.finish()
+    assert same_table(folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"partition": "cpus"}, "cluster.partition: 'cpus' is no partition here: use one of cpu, gpu"),
+        ({"gpu_type": "h900"}, "cluster.gpu_type: nobody in the partition has 'h900': use a100 or null"),
+        ({"gpu_partition": "cpu"}, "cluster.gpu_partition: 'cpu' has no GPUs: name one that has"),
+    ],
+    ids=["partition", "gpu_type", "gpu_partition"],
+)
+def test_what_the_cluster_does_not_have_is_one_line(cluster, undisturbed, tmp_path, changes, words):
+    folder = begun(undisturbed, tmp_path / "clone")
+    arguments = configured(folder, {"cluster": changes})
+    done = snakemake(folder, "--profile", "slurm", *FAST, *arguments, environment=cluster.environment)
+    assert done.returncode != 0
+    assert words in done.stdout.splitlines()
+    assert not cluster.jobs("PD,R")
+
+
+def test_two_runs_on_the_same_results(cluster, undisturbed, tmp_path):
+    folder = begun(undisturbed, tmp_path / "clone")
+    run = Run(cluster, folder)
+    run.training_job()
+    second = subprocess.run(run.command, cwd=folder, env=cluster.environment, capture_output=True, text=True)
+    assert second.returncode != 0
+    assert "Directory cannot be locked" in second.stderr
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.process.wait(120)
+    assert not cluster.jobs("PD,R")
+    assert list(folder.glob("results/digits/runs/ani/.state/network/*/step-*"))
+
+
+def test_tables_are_of_numbers(undisturbed):
+    """That the comparisons above compare something."""
+    table = pd.read_csv(undisturbed / TABLE)
+    assert len(table) == 4
+    assert table["mean"].between(1, 1000).all()
