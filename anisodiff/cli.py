@@ -155,10 +155,10 @@ def basis(
     threads: Threads = 1,
 ) -> None:
     """Principal subspaces of the training images: global, per class, or clustered."""
-    from anisodiff import checkpoints, finetuning
+    from anisodiff import checkpoints, initial_paths
 
     _compute({}, threads).begin()
-    made = finetuning.principal_basis(dataset, settings, images)
+    made = initial_paths.principal_basis(dataset, settings, images)
     checkpoints.save_basis(output, made, **provenance({"dataset": dataset, "basis": settings}))
 
 
@@ -171,9 +171,9 @@ def make_path(
     basis: BasisFile = None,
 ) -> None:
     """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
-    from anisodiff import checkpoints, finetuning
+    from anisodiff import checkpoints, initial_paths
 
-    path = finetuning.initial_path(dataset, settings, images, basis)
+    path = initial_paths.initial_path(dataset, settings, images, basis)
     checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
 
 
@@ -219,6 +219,27 @@ def warp(
 
 
 @app.command()
+def throughput(
+    dataset: Dataset,
+    batch: Annotated[int, typer.Option(help="Images at a time when sampling.")],
+    runs: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the runs.")],
+    warps: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the warps.")],
+    images: ImagesFolder,
+    network: NetworkFile,
+    features: FeaturesFile,
+    features_kind: FeaturesKind,
+    output: Output,
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Time sampling and training on this machine, for the plan."""
+    from anisodiff.throughput import measure
+
+    extractor = (features_kind, features)
+    measure(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
+
+
+@app.command()
 def reference(
     images: ImagesFolder,
     features: FeaturesFile,
@@ -248,6 +269,7 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     warp: WarpFiles = [],  # noqa: B006 - typer's way to an empty list
+    keep_images: Annotated[bool, typer.Option("--keep-images", help="Write the images, a zip a cell.")] = False,
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
@@ -255,7 +277,8 @@ def sample(
     from anisodiff import sampling
 
     files, extractor = [network, path, *warp], (features_kind, features)
-    sampling.sample(dataset, method, nfe, (first, last), batch, files, extractor, output, _compute(compute, threads))
+    seeds, computing = (first, last), _compute(compute, threads)
+    sampling.sample(dataset, method, nfe, seeds, batch, files, extractor, output, computing, keep_images)
 
 
 @app.command()

@@ -278,18 +278,28 @@ def make_zip(
         transform: see `fit`.
         workers: processes.
     """
+    opened = open_source(source)
+    with writing_zip(output) as add:
+        for index, image in enumerate(read_all(source, resolution, transform, workers)):
+            add(index, image, opened.labels[index] if opened.labels else None)
+
+
+@contextlib.contextmanager
+def writing_zip(output: Path) -> Iterator[Callable[[int, np.ndarray, int | None], None]]:
+    """Write EDM's dataset zip atomically: yields a function of the number, the image `[C, H, W]` and its label."""
     from PIL import Image
 
-    opened = open_source(source)
     labels = []
     with atomic(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for index, image in enumerate(read_all(source, resolution, transform, workers)):
-            name = f"{index // 1000:05d}/img{index:08d}.png"
+
+        def add(number: int, image: np.ndarray, label: int | None = None) -> None:
+            name = f"{number // 1000:05d}/img{number:08d}.png"
             png = io.BytesIO()
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(
-                png, "png", compress_level=0
-            )
+            pixels = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+            pixels.save(png, "png", compress_level=0)
             archive.writestr(name, png.getvalue())
-            labels.append([name, opened.labels[index]] if opened.labels else None)
-        listed = {"labels": labels if opened.labels else None}
-        archive.writestr("dataset.json", json.dumps(listed))
+            if label is not None:
+                labels.append([name, label])
+
+        yield add
+        archive.writestr("dataset.json", json.dumps({"labels": labels or None}))

@@ -175,13 +175,17 @@ class FeatureStatistics:
         return Gaussian(self.sum / self.count, covariance)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "sum": self.sum, "outer": self.outer}
+        """For a file: of the symmetric products, the half that says all."""
+        rows, columns = torch.triu_indices(*self.outer.shape)
+        return {"count": torch.tensor(self.count), "sum": self.sum, "outer": self.outer[rows, columns]}
 
     @staticmethod
     def of(tensors: dict[str, Tensor]) -> "FeatureStatistics":
         statistics = FeatureStatistics(len(tensors["sum"]))
         statistics.count = int(tensors["count"])
-        statistics.sum, statistics.outer = tensors["sum"], tensors["outer"]
+        statistics.sum = tensors["sum"]
+        rows, columns = torch.triu_indices(*statistics.outer.shape)
+        statistics.outer[rows, columns] = statistics.outer[columns, rows] = tensors["outer"]
         return statistics
 
 

@@ -1,5 +1,6 @@
 """The sampling stages: feature statistics of seed ranges, and trajectories for the figures."""
 
+import contextlib
 import json
 import tempfile
 import time
@@ -116,6 +117,7 @@ def sample(
     features: tuple[str, Path],
     output: Path,
     compute: Compute = CPU,
+    keep_images: bool = False,
 ) -> None:
     """Feature statistics of one seed range at every budget.
 
@@ -132,6 +134,7 @@ def sample(
         features: kind and file of the feature network.
         output: JSON manifest of the cells.
         compute: where, and in which precision.
+        keep_images: write the images too, one of EDM's dataset zips beside each cell, numbered by their seeds.
     """
     from tqdm import tqdm
 
@@ -149,9 +152,12 @@ def sample(
         settings["dtype"] = compute.dtype
         key = key_of(settings, [digests[file] for file in inputs])
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
-        if not _is_made(cell, key):
+        zipped = cell.with_suffix(".zip") if keep_images else None
+        if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
             made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(warp_file)}
-            _make_cell(sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, settings, made, bar)
+            _make_cell(
+                sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, zipped, settings, made, bar
+            )
         cells.append(str(cell.relative_to(output.parent)))
     bar.close()
     write_text(output, json.dumps(cells, indent=1) + "\n")
@@ -165,21 +171,25 @@ def _is_made(cell: Path, key: str) -> bool:
         return False
 
 
-def _make_cell(sampler, levels, extract, seeds, batch, cell, settings, made, bar) -> None:
+def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
     began = time.monotonic()
     step = SOLVERS[sampler.method["solver"]].step
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
-    for chosen, images in generate(
-        sampler.denoiser, levels, step, seeds, sampler.shape, sampler.classes, batch, sampler.device
-    ):
-        found = extract(images)
-        statistics = statistics or frechet.FeatureStatistics(found.shape[1])
-        statistics.add(found)
-        preview.append(images[: max(0, PREVIEW - spent)])
-        spent += len(preview[-1])
-        batches += 1
-        bar.update(len(chosen))
+    with contextlib.nullcontext() if zipped is None else datasets.writing_zip(zipped) as keep:
+        for chosen, images in generate(
+            sampler.denoiser, levels, step, seeds, sampler.shape, sampler.classes, batch, sampler.device
+        ):
+            found = extract(images)
+            statistics = statistics or frechet.FeatureStatistics(found.shape[1])
+            statistics.add(found)
+            preview.append(images[: max(0, PREVIEW - spent)])
+            spent += len(preview[-1])
+            batches += 1
+            bar.update(len(chosen))
+            if keep is not None:
+                for seed, image in zip(chosen, images.numpy(), strict=True):
+                    keep(seed, image)
     seconds = time.monotonic() - began
     about = provenance(settings, sampler.abouts) | made
     about |= {

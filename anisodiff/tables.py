@@ -34,22 +34,22 @@ def distances(
     shards: dict[tuple, list] = {}
     for manifest in manifests:
         for cell in json.loads(manifest.read_text()):
-            tensors, about = checkpoints.read(manifest.parent / cell)
+            about = checkpoints.header(manifest.parent / cell)
             settings = about["settings"]
             first = settings["seeds"][0]
             key = (manifest.parent.name, settings["nfe"], first // images)
-            shards.setdefault(key, []).append((first, frechet.FeatureStatistics.of(tensors), about))
+            shards.setdefault(key, []).append((first, manifest.parent / cell, about))
     rows = []
     for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
-        parts.sort(key=lambda part: part[0])
-        total = parts[0][1]
-        for _, statistics, _ in parts[1:]:
-            total = total + statistics
+        total, abouts = None, []
+        for _, cell, about in sorted(parts, key=lambda part: part[0]):  # one at a time in memory
+            statistics = frechet.FeatureStatistics.of(checkpoints.read(cell)[0])
+            total = statistics if total is None else total + statistics
+            abouts.append(about)
         if total.count != images:
             raise StageError(
                 f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
             )
-        abouts = [about for _, _, about in parts]
         rows.append(
             {
                 "dataset": dataset,

@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # the tensors are small
 
 from runs import DATASET, NETWORK, RUN  # noqa: E402
 
-from anisodiff import checkpoints, datasets, finetuning  # noqa: E402
+from anisodiff import checkpoints, datasets, finetuning, initial_paths  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("start")
     settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
     finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
-    path = finetuning.initial_path(
+    path = initial_paths.initial_path(
         DATASET,
         {"kind": "karras", "subspaces": "whole", "schedules": "shared", "label_weights": "rank", "knots": 8},
         digits,

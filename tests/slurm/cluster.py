@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "slurmctld", "slurmd", "munge")
-ACCOUNTING = ("slurmdbd", "mariadb-server")
 NODES = ("n1", "n2", "g1")
 CONF = """
 ClusterName=test
@@ -50,7 +49,7 @@ SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
-AccountingStorageType={accounting}
+AccountingStorageType=accounting_storage/none
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 GresTypes=gpu
 NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=2 RealMemory=8000 State=UNKNOWN
@@ -58,36 +57,21 @@ NodeName=g1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={third} CPUs=2 RealMe
 PartitionName=cpu Nodes=n[1-2] Default=YES DefaultTime=10 MaxTime=60 DefMemPerCPU=200 OverTimeLimit=0 State=UP
 PartitionName=gpu Nodes=g1 DefaultTime=10 MaxTime=60 DefMemPerCPU=200 State=UP
 """
-DBD = """
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={database}
-SlurmUser=root
-LogFile={folder}/slurmdbd.log
-PidFile={folder}/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm
-"""
 
 
-def missing(accounting: bool = False) -> str | None:
+def missing() -> str | None:
     """Why no cluster can be started here, if none can."""
     if os.geteuid():
         return "Slurm's daemons need root"
-    wanted = ["slurmctld", "slurmd", "munged", "sbatch", *(["slurmdbd", "mariadbd"] if accounting else [])]
+    wanted = ("slurmctld", "slurmd", "munged", "sbatch")
     lacking = [name for name in wanted if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     return f"no {', '.join(lacking)} here: apt-get install {' '.join(PACKAGES)}" if lacking else None
 
 
-def install(accounting: bool = False) -> None:
+def install() -> None:
     """Debian's packages, if they are not here. Nothing starts by itself."""
-    if missing(accounting) is None or os.geteuid() or shutil.which("apt-get") is None:
+    if missing() is None or os.geteuid() or shutil.which("apt-get") is None:
         return
-    packages = PACKAGES + (ACCOUNTING if accounting else ())
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     # no daemon of the system's own: an exit status of 101 forbids it
     policy = Path("/usr/sbin/policy-rc.d")
@@ -98,7 +82,7 @@ def install(accounting: bool = False) -> None:
     try:
         for command in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-yqq", "--no-install-recommends", *packages],
+            ["apt-get", "install", "-yqq", "--no-install-recommends", *PACKAGES],
         ):
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     finally:
@@ -111,11 +95,10 @@ class Cluster:
 
     Args:
         folder: for everything it writes.
-        accounting: with slurmdbd and its database.
     """
 
-    def __init__(self, folder: Path, accounting: bool = False):
-        self.folder, self.accounting = folder, accounting
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.processes: dict[str, subprocess.Popen] = {}
         self.environment = os.environ | {
             "SLURM_CONF": f"{folder}/slurm.conf",
@@ -127,13 +110,8 @@ class Cluster:
         for name in ("state", "bin", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         base = 20000 + os.getpid() % 4000 * 8
-        kind = "accounting_storage/slurmdbd" if self.accounting else "accounting_storage/none"
-        ports = {"port": base, "first": base + 1, "second": base + 2, "third": base + 3, "database": base + 4}
-        conf = CONF.format(folder=self.folder, accounting=kind, **ports)
-        if self.accounting:
-            conf += f"AccountingStorageHost=localhost\nAccountingStoragePort={base + 4}\n"
-            self._file("slurmdbd.conf", DBD.format(folder=self.folder, **ports), 0o600)
-        self._file("slurm.conf", conf)
+        ports = {"port": base, "first": base + 1, "second": base + 2, "third": base + 3}
+        self._file("slurm.conf", CONF.format(folder=self.folder, **ports))
         self._file("gres.conf", "NodeName=g1 Name=gpu Type=a100 File=/dev/null\n")
         self._file("munge.key", secrets.token_bytes(128), 0o600)
         real = shutil.which("srun")
@@ -142,30 +120,10 @@ class Cluster:
         places[-1] = f"--seed-file={self.folder}/munge.seed"
         self._run("munged", "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *places)
         self._until(lambda: (self.folder / "munge.socket").exists(), "munged")
-        if self.accounting:
-            self._start_accounting()
         self.start_controller()
         for node in NODES:
             self.start_node(node)
         self._until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 3, "the nodes")
-
-    def _start_accounting(self) -> None:
-        data, socket = self.folder / "mariadb", self.folder / "mariadb.socket"
-        subprocess.run(
-            ["mariadb-install-db", "--user=root", f"--datadir={data}", "--auth-root-authentication-method=normal"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        self._run("mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={socket}",
-                  "--skip-networking", f"--pid-file={self.folder}/mariadb.pid")  # fmt: skip
-        self._until(socket.exists, "the database")
-        # slurmdbd looks for the socket where the client library's option file says
-        self._file("my.cnf", f"[client]\nsocket={socket}\n")
-        self.environment["MYSQL_UNIX_PORT"] = str(socket)
-        self._run("slurmdbd", "slurmdbd", "-D")
-        self._until(lambda: "slurmdbd version" in self.log("slurmdbd"), "slurmdbd")
-        subprocess.run(
-            ["sacctmgr", "-i", "add", "cluster", "test"], env=self.environment, check=False, capture_output=True
-        )
 
     def start_controller(self) -> None:
         self._run("slurmctld", "slurmctld", "-D", "-i")
@@ -204,7 +162,7 @@ class Cluster:
     def stop(self) -> None:
         self.ask("scancel", "--user=root")
         pids = [pid for node in NODES for pid in descendants_of_steps(node, self.folder)]
-        for name in ("slurmctld", *(f"slurmd.{node}" for node in NODES), "slurmdbd", "mariadbd", "munged"):
+        for name in ("slurmctld", *(f"slurmd.{node}" for node in NODES), "munged"):
             if process := self.processes.pop(name, None):
                 process.terminate()
                 try:
@@ -276,9 +234,9 @@ def _runs_on(pid: int, node: str) -> bool:
 
 
 @contextlib.contextmanager
-def running(folder: Path, accounting: bool = False) -> Iterator[Cluster]:
+def running(folder: Path) -> Iterator[Cluster]:
     """A cluster, stopped at the end of the block."""
-    cluster = Cluster(folder, accounting)
+    cluster = Cluster(folder)
     try:
         cluster.start()
         yield cluster

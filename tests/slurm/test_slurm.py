@@ -39,8 +39,8 @@ def pytest_generate_tests(metafunc):
 def wanted(request) -> str:
     if (wanted := request.config.getoption("--slurm")) is None:
         pytest.skip("a real Slurm: asked for with --slurm short, or --slurm all (make test-slurm)")
-    slurm.install(accounting=wanted == "all")
-    if reason := slurm.missing(accounting=wanted == "all"):
+    slurm.install()
+    if reason := slurm.missing():
         pytest.skip(reason)
     return wanted
 

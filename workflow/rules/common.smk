@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
+from anisodiff import planning
 from anisodiff.config import load_schema, resolve
 from anisodiff.datasets import BUILT_IN
 from anisodiff.download import place
@@ -147,29 +148,15 @@ def warp_files(dataset, method, nfes):
     return [f"results/{dataset}/warps/{name}.safetensors"]
 
 
-def ranges(dataset, nfe):
-    sampling = DATASETS[dataset]["sampling"]
-    return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
-
-
 def budgets(dataset, first):
     """Budgets whose seed ranges reach the image `first`."""
     sampling = DATASETS[dataset]["sampling"]
-    return [nfe for nfe in sampling["nfe"] if int(first) < ranges(dataset, nfe) * sampling["images"]]
-
-
-def shards(dataset):
-    """First and last seed of every sampling job: fixed ranges, so that a new one leaves the others as they are."""
-    sampling = DATASETS[dataset]["sampling"]
-    images, shard = sampling["images"], sampling["shard"]
-    for index in range(max(ranges(dataset, nfe) for nfe in sampling["nfe"])):
-        for first in range(index * images, (index + 1) * images, shard):
-            yield first, min(first + shard, (index + 1) * images) - 1
+    return [nfe for nfe in sampling["nfe"] if int(first) < planning.ranges(sampling, nfe) * sampling["images"]]
 
 
 def manifests(dataset):
-    methods = DATASETS[dataset]["methods"]
-    return [f"results/{dataset}/samples/{method}/{a}-{b}.json" for method in methods for a, b in shards(dataset)]
+    methods, shards = DATASETS[dataset]["methods"], planning.shards(DATASETS[dataset]["sampling"])
+    return [f"results/{dataset}/samples/{method}/{a}-{b}.json" for method in methods for a, b in shards]
 
 
 def results_of(dataset):

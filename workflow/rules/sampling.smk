@@ -28,12 +28,13 @@ rule sample:
         nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
         warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
+        keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
         "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
         " --network {input.network:q} --path {input.path:q} {params.warps}"
-        " --features {input.features:q} --features-kind {params.kind} --output {output:q}"
+        " --features {input.features:q} --features-kind {params.kind} --output {output:q} {params.keep}"
         " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
 

@@ -1,0 +1,177 @@
+"""What a configuration will take, before anything is submitted: jobs, evaluations, device hours, disk."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+FEATURES = {"inception": 2048, "efficientnet-lite0": 1280, "digits-cnn": 64}
+STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
+
+
+def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
+    """Runs, paths, bases and warps that the methods of a dataset reach."""
+    found: dict[str, set[str]] = {"runs": set(), "paths": set(), "bases": set(), "warps": set()}
+
+    def want(name: str, kind: str) -> None:
+        if name == "base" or name in found[kind]:
+            return
+        found[kind].add(name)
+        entry = dataset[kind][name]
+        if kind == "runs":
+            want(entry["start"], "runs")
+            want(entry["path"], "runs" if entry["path"] in dataset["runs"] else "paths")
+        if isinstance(entry["subspaces"], str) and entry["subspaces"].startswith("basis:"):
+            found["bases"].add(entry["subspaces"].removeprefix("basis:"))
+
+    for method in dataset["methods"].values():
+        want(method["network"], "runs")
+        want(method["path"], "runs" if method["path"] in dataset["runs"] else "paths")
+        if "warp" in method:
+            found["warps"].add(method["warp"])
+            warp = dataset["warps"][method["warp"]]
+            want(warp["network"], "runs")
+            want(warp["path"], "runs" if warp["path"] in dataset["runs"] else "paths")
+    return found
+
+
+def ranges(sampling: dict[str, Any], nfe: int) -> int:
+    """Seed ranges of a budget."""
+    return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
+
+
+def shards(sampling: dict[str, Any]) -> list[tuple[int, int]]:
+    """First and last seed of every sampling job: fixed ranges, so that a new one leaves the others as they are."""
+    images, shard = sampling["images"], sampling["shard"]
+    return [
+        (first, min(first + shard, (index + 1) * images) - 1)
+        for index in range(max(ranges(sampling, nfe) for nfe in sampling["nfe"]))
+        for first in range(index * images, (index + 1) * images, shard)
+    ]
+
+
+def jobs(dataset: dict[str, Any]) -> Counter:
+    """Jobs of a dataset by rule, all it needs made from nothing, but for downloads, which datasets share."""
+    used, sampling = needed(dataset), dataset["sampling"]
+    per_nfe = [name for name in used["warps"] if dataset["warps"][name]["steps"] == "per_nfe"]
+    counted = Counter(
+        images=1,
+        reference=1,
+        convert=int(dataset["base"]["url"].endswith(".pkl")),
+        basis=len(used["bases"]),
+        path=len(used["paths"]),
+        finetune=len(used["runs"]),
+        warp=len(used["warps"]) - len(per_nfe),
+        warp_per_nfe=len(per_nfe) * len(sampling["nfe"]),
+        sample=len(dataset["methods"]) * len(shards(sampling)),
+        trajectory=len(dataset["plots"]["strip_methods"]),
+        distance=1,
+        table=1,
+        plots=1,
+    )
+    return +counted
+
+
+def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, float | None]:
+    """Counts, device hours and bytes of a dataset; None is what nobody has measured.
+
+    Args:
+        dataset: its resolved configuration.
+        measured: from `throughput.measure`.
+    """
+    used, sampling = needed(dataset), dataset["sampling"]
+    runs = {name: dataset["runs"][name]["kimg"] * 1000 for name in used["runs"]}
+    warps = {name: dataset["warps"][name]["kimg"] * 1000 for name in used["warps"]}
+    for name in warps:
+        warps[name] *= len(sampling["nfe"]) if dataset["warps"][name]["steps"] == "per_nfe" else 1
+    methods = len(dataset["methods"])
+    images = methods * sum(sampling["images"] * ranges(sampling, nfe) for nfe in sampling["nfe"])
+    evaluations = methods * sum(sampling["images"] * ranges(sampling, nfe) * nfe for nfe in sampling["nfe"])
+    features = FEATURES[dataset["features"]["kind"]]
+    cells = methods * sum(
+        -(-sampling["images"] // sampling["shard"]) * ranges(sampling, nfe) for nfe in sampling["nfe"]
+    )
+    found: dict[str, float | None] = {
+        "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
+        "sampling hours": None, "training hours": None, "bytes": None,
+        "cell bytes": cells * features * (features + 1) / 2 * 8,
+    }  # fmt: skip
+    if measured is not None:
+        seconds = evaluations / measured["evaluations_per_second"] + images / measured["features_per_second"]
+        found["sampling hours"] = seconds / 3600
+        speeds = measured["training_images_per_second"] | {
+            f"warp {k}": v for k, v in measured["warp_images_per_second"].items()
+        }
+        wanted = runs | {f"warp {name}": count for name, count in warps.items()}
+        if wanted.keys() <= speeds.keys():
+            found["training hours"] = sum(count / speeds[name] for name, count in wanted.items()) / 3600
+        pixels = 1
+        for side in measured["shape"]:
+            pixels *= side
+        kept = images * (pixels + 200) if sampling["keep"] == "images" else 0
+        networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))
+        found["bytes"] = found["cell bytes"] + measured["images"] * pixels + networks + kept
+    return found
+
+
+def page(config: dict[str, Any], downloads: int, results: Path) -> str:
+    """The plan, for people.
+
+    Args:
+        config: resolved.
+        downloads: published files to fetch.
+        results: folder in which throughputs were measured, `<dataset>/throughput.json`.
+    """
+    head = [
+        "dataset",
+        "jobs",
+        "images",
+        "evaluations",
+        "training images",
+        "sampling h",
+        "training h",
+        "disk GB",
+        "measured on",
+    ]
+    rows, total = [], Counter(download=downloads)
+    sums: Counter = Counter()
+    for name, dataset in config["datasets"].items():
+        file = results / name / "throughput.json"
+        measured = json.loads(file.read_text()) if file.is_file() else None
+        found, counted = work(dataset, measured), jobs(dataset)
+        total += counted
+        known = {key: value for key, value in found.items() if value is not None}
+        sums.update(known)
+        sums.update({f"known {key}": 1 for key in known})
+        rows.append(_row(name, counted.total(), found, measured["made_on"]["device"] if measured else "not yet"))
+    count = len(config["datasets"])
+    whole = {key: sums[key] if sums[f"known {key}"] == count else None for key in found}
+    rows.append(_row("all", total.total() + 1, whole, ""))
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [_line(row, widths) for row in [head, *rows]]
+    by_rule = ", ".join(f"{rule} {number}" for rule, number in sorted(total.items()))
+    notes = [
+        "",
+        f"Jobs from nothing: {by_rule}, and one that collects.",
+        "Hours are of one device, summed over devices; each job adds its start (about a minute on a cluster).",
+        "Disk: cells, networks with their resume states, training images, and the samples where they are kept.",
+    ]
+    if None in whole.values():
+        statistics = whole["cell bytes"] / 1e9
+        notes.append(
+            f"Hours and disk are known for a dataset when its speed is: make the target `throughput` (a few minutes a "
+            f"dataset, on the device that will do the work). Cells alone take {statistics:.1f} GB."
+        )
+    return "\n".join([*lines, *notes])
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    numbers = [text.rjust(width) for text, width in zip(row[1:-1], widths[1:-1], strict=True)]
+    return "  ".join([row[0].ljust(widths[0]), *numbers, row[-1]])
+
+
+def _row(name: str, count: int, found: dict[str, float | None], device: str) -> list[str]:
+    shown = lambda value, unit=1.0: "?" if value is None else f"{value / unit:,.1f}"  # noqa: E731
+    numbers = [f"{found[key]:,.0f}" for key in ("images", "evaluations", "training images")]
+    return [name, str(count), *numbers, shown(found["sampling hours"]), shown(found["training hours"]),
+            shown(found["bytes"], 1e9), device]  # fmt: skip
