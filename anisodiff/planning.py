@@ -72,7 +72,7 @@ def jobs(dataset: dict[str, Any]) -> Counter:
     return +counted
 
 
-def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, float | None]:
+def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, int | float | None]:
     """Counts, device hours and bytes of a dataset; None is what nobody has measured.
 
     Args:
@@ -91,7 +91,7 @@ def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, 
     cells = methods * sum(
         -(-sampling["images"] // sampling["shard"]) * ranges(sampling, nfe) for nfe in sampling["nfe"]
     )
-    found: dict[str, float | None] = {
+    found: dict[str, int | float | None] = {
         "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
         "sampling hours": None, "training hours": None, "bytes": None,
         "cell bytes": cells * features * (features + 1) / 2 * 8,
@@ -170,7 +170,7 @@ def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join([row[0].ljust(widths[0]), *numbers, row[-1]])
 
 
-def _row(name: str, count: int, found: dict[str, float | None], device: str) -> list[str]:
+def _row(name: str, count: int, found: dict[str, int | float | None], device: str) -> list[str]:
     shown = lambda value, unit=1.0: "?" if value is None else f"{value / unit:,.1f}"  # noqa: E731
     numbers = [f"{found[key]:,.0f}" for key in ("images", "evaluations", "training images")]
     return [name, str(count), *numbers, shown(found["sampling hours"]), shown(found["training hours"]),

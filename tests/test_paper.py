@@ -56,7 +56,7 @@ def overridden(address: str, served: Path, data: Path) -> dict:
             basis["rank"] = 8
             basis["clusters"] = min(3, basis.get("clusters", 1))
         for run in dataset["runs"].values():
-            run |= {"kimg": 0.032, "batch": 16, "guard_kimg": 0.032}
+            run |= {"kimg": 0.032, "batch": 16, "micro_batch": 8, "guard_kimg": 0.032}
         for warp in dataset["warps"].values():
             warp |= {"kimg": 0.016, "batch": 16}
         dataset["sampling"] = {"nfe": [3], "images": 20, "shard": 20, "batch": 20}

@@ -1,15 +1,20 @@
 """The workflow as a user meets it, on the shortened configuration, in a folder of its own."""
 
 import copy
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from anisodiff import checkpoints
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 
@@ -164,3 +169,83 @@ def test_targets_by_name(tmp_path):
         "pretrain_digits": 1, "images": 1, "pretrain": 1, "train_features": 1,
     }  # fmt: skip
     assert jobs(tmp_path, config, "digits")["sample"] == 20
+
+
+def test_images_are_kept_in_one_zip_a_cell(finished, tmp_path):
+    """Numbered by their seeds, and as far from the data as the cell says."""
+    results = finished / "results/digits"
+    made = snakemake(finished, with_change("sampling.keep", "images"), "results/digits/samples/edm/0-63.json")
+    assert made.returncode == 0, made.stdout + made.stderr
+    zipped = results / "samples/edm/nfe5/0-63.zip"
+    with zipfile.ZipFile(zipped) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+    assert names == [f"00000/img{seed:08d}.png" for seed in range(64)]
+    options = {
+        "--reference": results / "reference.safetensors", "--features-kind": "digits-cnn",
+        "--features": ROOT / "config/checkpoints/digits/features.safetensors",
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "anisodiff",
+        "evaluate",
+        zipped,
+        *(each for pair in options.items() for each in pair),
+    ]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
+    rows = pd.read_csv(results / "distances.csv")
+    cell = rows[(rows["method"] == "edm") & (rows["nfe"] == 5) & (rows["range"] == 0)].iloc[0]
+    assert found["value"] == pytest.approx(cell["distance"], rel=1e-9)
+    assert found["images"] == 64
+
+
+def test_every_result_says_where_it_was_made_and_what_it_cost(finished):
+    results = finished / "results/digits"
+    files = ["runs/iso/network.safetensors", "runs/iso/path.safetensors", "warps/iso.safetensors",
+             "samples/edm/nfe3/0-63.safetensors", "reference.safetensors"]  # fmt: skip
+    for file in files:
+        about = checkpoints.header(results / file)
+        assert about["made_on"].keys() == {"host", "device", "torch", "threads"}
+        assert about["commits"]
+    cell = checkpoints.header(results / "samples/edm/nfe3/0-63.safetensors")
+    assert cell["images_per_second"] == pytest.approx(64 / cell["seconds"], rel=0.1)
+    spent = pd.read_csv(results / "cost.csv").set_index(["method", "nfe"])
+    assert (spent.loc["edm", "training_seconds"] == 0).all()
+    assert (spent.loc["ani-warped", "training_seconds"] > spent.loc["ani", "training_seconds"]).all()
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_the_profiles_are_found_by_name(tmp_path, profile):
+    """As in a clone: links at the root, nothing in anybody's home."""
+    for name in ("anisodiff", "config", "envs", "local", "slurm", "workflow"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = os.environ | {
+        "HOME": str(tmp_path / "home"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    found = subprocess.run(
+        ["snakemake", "--profile", profile, "--dry-run", "--quiet", "rules"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    total = int(re.search(r"^total +(\d+)$", found.stdout + found.stderr, re.M)[1])
+    assert total == {"local": 39, "slurm": 822}[profile]
+
+
+def test_no_slurm_on_this_machine_is_one_line(tmp_path):
+    for name in ("anisodiff", "config", "envs", "slurm", "tests", "workflow"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "sh", "git", "env", "which"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{programs}"}
+    failed = subprocess.run(
+        ["snakemake", "--profile", "slurm", "--configfile", "tests/workflow/short.yaml"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    said = "slurm: there is no sbatch on this machine: run on a login node, or with --profile local"
+    assert said in (failed.stdout + failed.stderr).splitlines()
+    assert not (tmp_path / "results").exists()

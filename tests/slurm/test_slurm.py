@@ -94,12 +94,37 @@ class Run:
             time.sleep(0.2)
         raise TimeoutError(f"no training job saved a state\n{self.text()[-3000:]}")
 
+    def close(self) -> None:
+        """Leave nothing behind for the next test, whatever became of this one."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.said.close()
+        self.cluster.ask("scancel", "--user=root")
+        while self.cluster.jobs("PD,R,CG"):
+            time.sleep(0.2)
+
     def text(self) -> str:
         return (self.folder / "snakemake.txt").read_text()
 
     def finish(self) -> None:
         code = self.process.wait(600)
         assert code == 0, self.text()[-6000:]
+
+
+@pytest.fixture
+def begin(cluster, undisturbed, tmp_path):
+    """Function that starts Snakemake on a copy of the finished run, without the training and what follows it."""
+    runs = []
+
+    def start(*arguments: str, changes: dict | None = None) -> Run:
+        folder = begun(undisturbed, tmp_path / "clone")
+        runs.append(Run(cluster, folder, *(configured(folder, changes) if changes else ()), *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +166,8 @@ def killed(run: Run) -> None:
 
 def node_dies(run: Run) -> None:
     """The machine of the training job: its daemon and everything on it."""
-    node = run.cluster.jobs()[run.training_job()][1]
+    job = run.training_job()
+    node = run.cluster.jobs()[job][1]
     run.cluster.kill_node(node)
     run.finish()
     run.cluster.start_node(node)
@@ -186,13 +212,12 @@ DEATHS = {
 }
 
 
-def test_a_death_in_the_middle_does_not_show_in_the_table(cluster, undisturbed, tmp_path, death):
-    folder = begun(undisturbed, tmp_path / "clone")
-    run = Run(cluster, folder)
+def test_a_death_in_the_middle_does_not_show_in_the_table(begin, undisturbed, death):
+    run = begin()
     death(run)
     run.finish()
-    assert same_table(folder, undisturbed)
-    network = checkpoints.header(folder / "results/digits/runs/ani/network.safetensors")
+    assert same_table(run.folder, undisturbed)
+    network = checkpoints.header(run.folder / "results/digits/runs/ani/network.safetensors")
     assert network["kimg"] == 20.032
 
 
@@ -203,18 +228,17 @@ def configured(folder: Path, changes: dict) -> tuple[str, ...]:
     return ("--configfile", CONFIG, str(path))
 
 
-def test_a_job_out_of_memory_gets_more(cluster, undisturbed, wanted, tmp_path):
+def test_a_job_out_of_memory_gets_more(begin, undisturbed, wanted):
     if wanted == "short":
         pytest.skip("only with --slurm all")
-    folder = begun(undisturbed, tmp_path / "clone")
-    run = Run(cluster, folder, *configured(folder, {"cluster": {"jobs": {"finetune": {"memory": 420}}}}))
+    run = begin(changes={"cluster": {"jobs": {"finetune": {"memory": 420}}}})
     run.finish()
     assert "Trying to restart job" in run.text()
     assert "mem_mb=840" in run.text()
-    assert same_table(folder, undisturbed)
+    assert same_table(run.folder, undisturbed)
 
 
-def test_a_job_out_of_time_saves_and_goes_on(cluster, undisturbed, wanted, tmp_path):
+def test_a_job_out_of_time_saves_and_goes_on(begin, undisturbed, wanted, tmp_path):
     """Slurm's warning comes 30 to 60 s after the start of a job of two minutes, and this training takes longer."""
     if wanted == "short":
         pytest.skip("only with --slurm all")
@@ -222,16 +246,15 @@ def test_a_job_out_of_time_saves_and_goes_on(cluster, undisturbed, wanted, tmp_p
     alone = begun(undisturbed, tmp_path / "alone")
     done = snakemake(alone, "--profile", "local", TABLE, *configured(alone, longer))
     assert done.returncode == 0, done.stdout[-3000:]
-    folder = begun(undisturbed, tmp_path / "clone")
     limits = {"cluster": {"warning": 60, "growth": 1.5, "jobs": {"finetune": {"minutes": 2}}}}
-    run = Run(cluster, folder, *configured(folder, longer | limits))
+    run = begin(changes=longer | limits)
     run.training_job()
-    while "state saved; start again to go on" not in log_of_training(folder):
+    while "state saved; start again to go on" not in log_of_training(run.folder):
         assert run.process.poll() is None, "the training ended before its warning"
         time.sleep(0.05)
     run.finish()
     assert "Trying to restart job" in run.text()
-    assert same_table(folder, alone)
+    assert same_table(run.folder, alone)
 
 
 def test_two_machines_train_as_one(cluster, undisturbed, wanted, tmp_path):
@@ -249,14 +272,11 @@ def test_two_machines_train_as_one(cluster, undisturbed, wanted, tmp_path):
         assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
-def test_jobs_ask_for_what_is_configured(cluster, undisturbed, tmp_path):
+def test_jobs_ask_for_what_is_configured(cluster, begin, undisturbed):
     """The sampling job, which asks for a GPU, waits for the node that has one; nobody else goes there."""
-    folder = begun(undisturbed, tmp_path / "clone")
-    shutil.copytree(undisturbed / "results/digits/runs/ani", folder / "results/digits/runs/ani", dirs_exist_ok=True)
-    shutil.rmtree(folder / ".snakemake")
     cluster.ask("scontrol", "update", "nodename=g1", "state=drain", "reason=test")
     try:
-        run = Run(cluster, folder, "--rerun-triggers", "mtime")
+        run = begin("--config", "offline=true")
         end = time.monotonic() + 120
         while not (waiting := cluster.jobs("PD")) and run.process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
@@ -269,7 +289,7 @@ def test_jobs_ask_for_what_is_configured(cluster, undisturbed, tmp_path):
     finally:
         cluster.ask("scontrol", "update", "nodename=g1", "state=resume")
     run.finish()
-    assert same_table(folder, undisturbed)
+    assert same_table(run.folder, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -290,17 +310,16 @@ def test_what_the_cluster_does_not_have_is_one_line(cluster, undisturbed, tmp_pa
     assert not cluster.jobs("PD,R")
 
 
-def test_two_runs_on_the_same_results(cluster, undisturbed, tmp_path):
-    folder = begun(undisturbed, tmp_path / "clone")
-    run = Run(cluster, folder)
+def test_two_runs_on_the_same_results(cluster, begin):
+    run = begin()
     run.training_job()
-    second = subprocess.run(run.command, cwd=folder, env=cluster.environment, capture_output=True, text=True)
+    second = subprocess.run(run.command, cwd=run.folder, env=cluster.environment, capture_output=True, text=True)
     assert second.returncode != 0
     assert "Directory cannot be locked" in second.stderr
     os.killpg(run.process.pid, signal.SIGINT)
     run.process.wait(120)
     assert not cluster.jobs("PD,R")
-    assert list(folder.glob("results/digits/runs/ani/.state/network/*/step-*"))
+    assert list(run.folder.glob("results/digits/runs/ani/.state/network/*/step-*"))
 
 
 def test_tables_are_of_numbers(undisturbed):

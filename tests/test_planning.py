@@ -1,0 +1,83 @@
+"""A plan counts what Snakemake counts, and its hours are those of measured speeds."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import DATASET, RUN
+from test_workflow import jobs
+
+from anisodiff import planning, throughput
+from anisodiff.compute import Compute
+from anisodiff.config import load_schema, resolve
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
+FEATURES = ROOT / "config/checkpoints/digits/features.safetensors"
+
+
+def configuration(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["tests/workflow/short.yaml", "config/cifar10-small.yaml", "config/paper.yaml"])
+def test_jobs_are_those_of_a_dry_run(tmp_path, name):
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "datasets").mkdir()
+    config = configuration(name)
+    counted = sum((planning.jobs(each) for each in resolve(config, SCHEMA)["datasets"].values()), Counter())
+    found = jobs(tmp_path, config)
+    del found["all"], found["download"]
+    assert counted == found
+
+
+def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
+    settings = RUN | {"subspaces": "block"}
+    runs = {"one": settings, "same": settings | {"learning_rate": 1.0}, "envelope": settings | {"gradient": "envelope"}}
+    warps = {"warp": RUN | {"knots": 8, "steps": "per_nfe", "window": "uniform"}}
+    output = tmp_path / "throughput.json"
+    throughput.measure(DATASET, 8, runs, warps, start[2], start[0], ("digits-cnn", FEATURES), output, Compute(), 0.1)
+    found = json.loads(output.read_text())
+    speeds = found["training_images_per_second"]
+    assert speeds["one"] == speeds["same"]
+    assert speeds["one"] != speeds["envelope"]
+    assert found["shape"] == [1, 8, 8]
+    assert found["images"] == 1797
+    assert min(found["evaluations_per_second"], found["features_per_second"], *speeds.values(),
+               *found["warp_images_per_second"].values()) > 0  # fmt: skip
+    assert found["made_on"]["device"]
+
+
+def test_hours_and_bytes_of_a_small_plan(tmp_path):
+    """By hand: two methods, ten images in shards of five at NFE 3 and 5, two ranges at 3."""
+    config = configuration("tests/workflow/short.yaml")
+    dataset = config["datasets"]["digits"]
+    dataset["methods"] = {
+        "edm": {"network": "base", "path": "edm", "grid": "karras", "solver": "heun"},
+        "iso": {"network": "iso", "path": "iso", "grid": "warped", "solver": "midpoint", "warp": "iso"},
+    }
+    dataset["sampling"] = {"nfe": [3, 5], "images": 10, "shard": 5, "batch": 5, "ranges_at": {3: 2}, "keep": "images"}
+    dataset["plots"] = {"strip_methods": ["edm", "iso"]}
+    config = resolve(config, SCHEMA)
+    measured = {
+        "evaluations_per_second": 2.0, "features_per_second": 4.0, "training_images_per_second": {"iso": 10.0},
+        "warp_images_per_second": {"iso": 5.0}, "shape": [1, 8, 8], "images": 100, "network_bytes": 1000,
+        "made_on": {"device": "a GPU"},
+    }  # fmt: skip
+    found = planning.work(config["datasets"]["digits"], measured)
+    assert found["images"] == 2 * (20 + 10)
+    assert found["evaluations"] == 2 * (20 * 3 + 10 * 5)
+    assert found["sampling hours"] == pytest.approx((220 / 2 + 60 / 4) / 3600)
+    assert found["training hours"] == pytest.approx((1000 / 10 + 1000 / 5) / 3600)
+    cells = 2 * (2 * 2 + 2)
+    assert found["cell bytes"] == cells * 64 * 65 / 2 * 8
+    assert found["bytes"] == found["cell bytes"] + 100 * 64 + 1000 * (2 + 9) + 60 * (64 + 200)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/throughput.json").write_text(json.dumps(measured))
+    page = planning.page(config, 2, tmp_path)
+    assert "a GPU" in page
+    assert "?" not in page
+    unknown = planning.page(config, 2, tmp_path / "elsewhere")
+    assert "make the target `throughput`" in unknown
