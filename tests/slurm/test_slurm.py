@@ -28,11 +28,11 @@ FAST = ("--slurm-init-seconds-before-status-checks", "1", "--max-status-checks-p
 
 
 def pytest_generate_tests(metafunc):
-    """In the short version one training job dies of two things; in the long one each death has a run of its own."""
+    """In the short version a training job is cancelled; in the long one each death has a run of its own."""
     if "death" in metafunc.fixturenames:
         every = metafunc.config.getoption("--slurm") == "all"
-        metafunc.parametrize("death", [each for name, each in DEATHS.items() if every or name == "killed"],
-                             ids=[name for name in DEATHS if every or name == "killed"])  # fmt: skip
+        names = [name for name in DEATHS if every or name == "cancelled"]
+        metafunc.parametrize("death", [DEATHS[name] for name in names], ids=names)
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +117,8 @@ def begin(cluster, undisturbed, tmp_path):
     """Function that starts Snakemake on a copy of the finished run, without the training and what follows it."""
     runs = []
 
-    def start(*arguments: str, changes: dict | None = None) -> Run:
-        folder = begun(undisturbed, tmp_path / "clone")
+    def start(*arguments: str, changes: dict | None = None, keep: tuple[str, ...] = ()) -> Run:
+        folder = begun(undisturbed, tmp_path / "clone", keep)
         runs.append(Run(cluster, folder, *(configured(folder, changes) if changes else ()), *arguments))
         return runs[-1]
 
@@ -136,12 +136,12 @@ def undisturbed(wanted, tmp_path_factory) -> Path:
     return folder
 
 
-def begun(undisturbed: Path, folder: Path) -> Path:
-    """A copy of the finished run, without the training and what follows it."""
+def begun(undisturbed: Path, folder: Path, keep: tuple[str, ...] = ()) -> Path:
+    """A copy of the finished run, without the training and what follows it but for what is kept."""
     checkout(folder)
     for name in ("results", ".snakemake"):
         shutil.copytree(undisturbed / name, folder / name)
-    for name in LATER:
+    for name in set(LATER) - set(keep):
         path = folder / "results/digits" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return folder
@@ -155,13 +155,14 @@ def log_of_training(folder: Path) -> str:
     return (folder / "results/digits/logs/finetune/ani.log").read_text()
 
 
+def cancelled(run: Run) -> None:
+    """The training job is cancelled, as by preemption."""
+    run.cluster.ask("scancel", run.training_job())
+
+
 def killed(run: Run) -> None:
-    """The training job is cancelled; and, gone on, its processes are killed without a word."""
-    first = run.training_job()
-    run.cluster.ask("scancel", first)
-    while (second := run.training_job()) == first:
-        time.sleep(0.2)
-    run.cluster.ask("scancel", "--signal=KILL", second)
+    """The training job's processes are killed without a word."""
+    run.cluster.ask("scancel", "--signal=KILL", run.training_job())
 
 
 def node_dies(run: Run) -> None:
@@ -208,7 +209,8 @@ def snakemake_dies_alone(run: Run) -> None:
 
 
 DEATHS = {
-    each.__name__: each for each in (killed, node_dies, controller_restarts, snakemake_dies, snakemake_dies_alone)
+    each.__name__: each
+    for each in (cancelled, killed, node_dies, controller_restarts, snakemake_dies, snakemake_dies_alone)
 }
 
 
@@ -276,12 +278,14 @@ def test_jobs_ask_for_what_is_configured(cluster, begin, undisturbed):
     """The sampling job, which asks for a GPU, waits for the node that has one; nobody else goes there."""
     cluster.ask("scontrol", "update", "nodename=g1", "state=drain", "reason=test")
     try:
-        run = begin("--config", "offline=true")
-        end = time.monotonic() + 120
-        while not (waiting := cluster.jobs("PD")) and run.process.poll() is None and time.monotonic() < end:
+        run = begin("--rerun-triggers", "mtime", keep=("runs/ani",))
+        end, waiting = time.monotonic() + 60, []
+        while not waiting and time.monotonic() < end:
+            waiting = [
+                number for number, (comment, _) in cluster.jobs("PD").items() if comment.startswith("rule_sample")
+            ]
             time.sleep(0.2)
-        shown = cluster.ask("scontrol", "show", "job", next(iter(waiting)))
-        assert "rule_sample" in shown
+        shown = cluster.ask("scontrol", "show", "job", waiting[0])
         assert "Partition=gpu" in shown
         assert "gres:gpu:a100:1" in shown
         assert "mem=1500M" in shown
@@ -310,7 +314,9 @@ def test_what_the_cluster_does_not_have_is_one_line(cluster, undisturbed, tmp_pa
     assert not cluster.jobs("PD,R")
 
 
-def test_two_runs_on_the_same_results(cluster, begin):
+def test_two_runs_on_the_same_results(cluster, begin, wanted):
+    if wanted == "short":
+        pytest.skip("only with --slurm all")
     run = begin()
     run.training_job()
     second = subprocess.run(run.command, cwd=run.folder, env=cluster.environment, capture_output=True, text=True)
