@@ -6,13 +6,19 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # more arguments for snakemake, as `make demo ARGS="--forceall"`
 ARGS ?=
 
-.PHONY: demo test bench lint report reference lock clean
+.PHONY: demo test test-slurm bench lint report reference lock clean
 
 demo: $(VENV)/made
-	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs $(ARGS)
+	snakemake --profile local --cores $(CORES) $(ARGS)
 
 test: $(VENV)/made
 	pytest $(ARGS)
+
+# on a real Slurm that lives on loopback while the tests run; as root, Debian's packages are installed for it.
+# `make test-slurm SLURM=all` kills everything that can be killed (half an hour)
+SLURM ?= short
+test-slurm: $(VENV)/made
+	pytest tests/slurm --slurm $(SLURM) $(ARGS)
 
 bench: $(VENV)/made
 	python tests/benchmarks/run.py
@@ -31,7 +37,7 @@ report: $(VENV)/made
 
 # commit a run's tables and figures under results/reference/
 reference: $(VENV)/made
-	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs reference_digits $(ARGS)
+	snakemake --profile local --cores $(CORES) reference_digits $(ARGS)
 
 lock: $(VENV)/made
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
