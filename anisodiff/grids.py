@@ -1,6 +1,6 @@
 """Grids: the levels (standard deviations) at which a solver evaluates a path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,9 @@ class Levels:
     def steps(self) -> int:
         return len(self.nodes) - 1
 
-    @property
-    def ends_at_zero(self) -> bool:
-        return bool((self.nodes[-1] == 0).all())
+    def is_to_zero(self, k: int) -> bool:
+        """Whether step k ends at 0."""
+        return k + 1 == self.steps and bool((self.nodes[-1] == 0).all())
 
 
 def _with_zero(nodes: Tensor, inner: Tensor) -> Levels:
@@ -58,20 +58,59 @@ def _with_zero(nodes: Tensor, inner: Tensor) -> Levels:
     return Levels(torch.cat([nodes, zero]), torch.cat([inner, zero]))
 
 
-def karras(points: int, subspaces: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Levels:
-    """EDM's grid with a last node of 0; inner points half-way in the index (arXiv:2206.00364, Eq. 5).
+def _spread(points: int, subspaces: int, denoise: bool, at: Callable[[Tensor], Tensor]) -> Levels:
+    """Levels `at` shares from 1 (first node) to 0 (last), the same in every subspace; inner points half-way."""
+    share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
+    sigmas = at(share).to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
+    return _with_zero(sigmas[::2], sigmas[1::2]) if denoise else Levels(sigmas[::2], sigmas[1::2])
+
+
+def karras(
+    points: int, subspaces: int, sigma_min: float, sigma_max: float, rho: float = 7.0, denoise: bool = True
+) -> Levels:
+    """EDM's polynomial grid; inner points half-way in the index (arXiv:2206.00364, Eq. 5).
 
     Args:
         points: nodes above 0.
         subspaces: J; every subspace gets the same level.
         sigma_min: last node before 0.
         sigma_max: first node.
-        rho: the grid's exponent.
+        rho: the grid's exponent; 1 is uniform in sigma.
+        denoise: go on to 0.
     """
-    share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
-    sigmas = karras_sigmas(share, sigma_min, sigma_max, rho) if points > 1 else torch.tensor([sigma_max])
-    sigmas = sigmas.to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
-    return _with_zero(sigmas[::2], sigmas[1::2])
+    return _spread(points, subspaces, denoise, lambda share: karras_sigmas(share, sigma_min, sigma_max, rho))
+
+
+def log_snr(points: int, subspaces: int, sigma_min: float, sigma_max: float, denoise: bool = True) -> Levels:
+    """Uniform in log sigma; see `karras`."""
+    return _spread(points, subspaces, denoise, lambda share: sigma_min * (sigma_max / sigma_min) ** share)
+
+
+def time_uniform(points: int, subspaces: int, sigma_min: float, sigma_max: float, denoise: bool = True) -> Levels:
+    """Uniform in the time of the variance-preserving process, DDPM's usual grid in EDM's terms; see `karras`."""
+    first, last = (vp_time(torch.tensor(sigma, dtype=torch.float64)) for sigma in (sigma_max, sigma_min))
+    return _spread(points, subspaces, denoise, lambda share: vp_sigma(last + (first - last) * share)[0])
+
+
+BETA_MIN, BETA_SPREAD = 0.1, 19.9
+
+
+def vp_time(sigma: Tensor) -> Tensor:
+    """Time of the variance-preserving process at which the noise is `sigma` (arXiv:2206.00364, Table 1)."""
+    return ((BETA_MIN**2 + 2 * BETA_SPREAD * torch.log1p(sigma.square())).sqrt() - BETA_MIN) / BETA_SPREAD
+
+
+def vp_sigma(time: Tensor) -> tuple[Tensor, Tensor]:
+    """Its inverse, and the inverse's derivative."""
+    exponent = BETA_SPREAD / 2 * time.square() + BETA_MIN * time
+    sigma = torch.expm1(exponent).sqrt()
+    return sigma, (BETA_SPREAD * time + BETA_MIN) * exponent.exp() / (2 * sigma)
+
+
+def given(levels: Sequence[float], subspaces: int) -> Levels:
+    """Levels by hand, falling; inner points at geometric means."""
+    nodes = torch.tensor(levels, dtype=torch.float64)[:, None, None].expand(-1, 1, subspaces)
+    return Levels(nodes, (nodes[1:] * nodes[:-1]).sqrt())
 
 
 def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: bool = True) -> Levels:

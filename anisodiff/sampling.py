@@ -19,7 +19,8 @@ from anisodiff.files import StageError, digest, key_of, provenance, write_text
 from anisodiff.generation import draw, generate, start
 from anisodiff.grids import Levels
 from anisodiff.paths import NoisePath, Warp
-from anisodiff.solvers import SOLVERS, State, solve
+from anisodiff.singlestep import State
+from anisodiff.solvers import SOLVERS, solve
 
 PREVIEW = 64  # images of a range that are kept to look at
 
@@ -173,7 +174,7 @@ def _is_made(cell: Path, key: str) -> bool:
 
 def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
     began = time.monotonic()
-    step = SOLVERS[sampler.method["solver"]].step
+    step = SOLVERS[sampler.method["solver"]].of()
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
     with contextlib.nullcontext() if zipped is None else datasets.writing_zip(zipped) as keep:
@@ -307,7 +308,7 @@ def trajectory(
     def watch(k: int, state: State) -> None:
         states.append(state.z)
 
-    solve(denoiser, states[0], levels, SOLVERS[method["solver"]].step, labels, watch)
+    solve(denoiser, states[0], levels, SOLVERS[method["solver"]].of(), labels, watch)
 
     def denoised(z: Tensor, sigma: Tensor) -> Tensor:
         return denoiser.denoise(z, sigma.to(device).square(), labels) if (sigma > 0).all() else z

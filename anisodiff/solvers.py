@@ -1,86 +1,61 @@
-"""Solvers of the probability-flow ODE `dx = -flow d(M^{1/2})` on any levels (paper, Section 5.1, signs corrected).
-
-A step is `(flow, state, k, levels) -> state`. It sees levels, never the name of a schedule.
-"""
+"""Solvers by name, and the loop that runs them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anisodiff import multistep, singlestep
 from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError
 from anisodiff.grids import Levels
-
-
-@dataclass(frozen=True)
-class State:
-    """What a solver carries from step to step.
-
-    Attributes:
-        z: noisy coefficients `[B, C, H, W]`.
-        flow: the flow at the start of the step just made.
-    """
-
-    z: Float[Tensor, "b c h w"]
-    flow: Float[Tensor, "b c h w"] | None = None
-
-
-class Problem:
-    """The flow over a path for fixed labels, and products with levels. Levels are `[B or 1, J]`."""
-
-    def __init__(self, denoiser: Denoiser, labels: Float[Tensor, "b k"] | None = None):
-        self.denoiser, self.labels, self.scale = denoiser, labels, denoiser.path.of(labels).scale
-
-    def flow(self, z: Tensor, sigma: Tensor) -> Tensor:
-        return self.denoiser.flow(z, sigma.square(), self.labels)
-
-
-Step = Callable[[Problem, State, int, Levels], State]
-
-
-def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
-    """First order; DDIM. One evaluation."""
-    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
-    flow = problem.flow(state.z, sigma)
-    return State(state.z - problem.scale(flow, sigma_next - sigma), flow)
-
-
-def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
-    """`x - Delta f - 1/2 Delta^2 delta^{-1} (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6).
-
-    A step to 0 is a plain Euler step.
-    """
-    if k + 1 == levels.steps and levels.ends_at_zero:
-        return euler(problem, state, k, levels)
-    sigma = levels.nodes[k]
-    step, delta = levels.nodes[k + 1] - sigma, sigma_hat - sigma
-    flow = problem.flow(state.z, sigma)
-    flow_hat = problem.flow(state.z - problem.scale(flow, delta), sigma_hat)
-    curve = problem.scale(flow_hat - flow, step.square() / (2 * delta))
-    return State(state.z - problem.scale(flow, step) - curve, flow)
-
-
-def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:
-    """EDM's trapezoidal Heun: evaluation point at the next node. Two evaluations, one on a step to 0."""
-    return _second_order(problem, state, k, levels, levels.nodes[k + 1])
-
-
-def midpoint(problem: Problem, state: State, k: int, levels: Levels) -> State:
-    """The paper's Heun: evaluation point at the grid's inner level. Two evaluations, one on a step to 0."""
-    return _second_order(problem, state, k, levels, levels.inner[k])
+from anisodiff.singlestep import Problem, State, Step, midpoint
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver's step, and the denoiser evaluations that a step costs (one to 0 costs a single one)."""
+    """A solver's step, and what it costs.
 
-    step: Step
+    Attributes:
+        step: of its own order; multistep solvers take an `order` up to `most`.
+        evaluations: of the denoiser a step (a step to 0 costs one).
+        most: highest order, and the usual one, of a multistep solver; None for others.
+    """
+
+    step: Callable[..., State]
     evaluations: int
+    most: int | None = None
+
+    def of(self, order: int | None = None) -> Step:
+        """The step of an order; None is the solver's usual one.
+
+        Raises:
+            StageError: it has no such order.
+        """
+        if self.most is None:
+            if order is not None:
+                raise StageError(f"order: {order} is not to be chosen for {self.step.__name__}: leave it out")
+            return self.step
+        if order is not None and not 1 <= order <= self.most:
+            raise StageError(f"order: {self.step.__name__} has orders 1 to {self.most}, not {order}")
+        return partial(self.step, order=order or self.most)
 
 
-SOLVERS = {"euler": Solver(euler, 1), "heun": Solver(heun, 2), "midpoint": Solver(midpoint, 2)}
+SOLVERS = {
+    "euler": Solver(singlestep.euler, 1),
+    "heun": Solver(singlestep.heun, 2),
+    "midpoint": Solver(singlestep.midpoint, 2),
+    "dpm2": Solver(singlestep.dpm2, 2),
+    "dpmpp": Solver(multistep.dpmpp, 1, 3),
+    "unipc": Solver(multistep.unipc, 1, 3),
+    "unipc-bh1": Solver(multistep.unipc_bh1, 1, 3),
+    "deis": Solver(multistep.deis, 1, 4),
+    "ipndm": Solver(multistep.ipndm, 1, 4),
+    "ipndm-v": Solver(multistep.ipndm_v, 1, 4),
+}
 
 
 def solve(
@@ -90,6 +65,8 @@ def solve(
     step: Step = midpoint,
     labels: Float[Tensor, "b k"] | None = None,
     watch: Callable[[int, State], None] | None = None,
+    analytic_first: bool = False,
+    threshold: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """Integrate from the first level to the last.
 
@@ -100,8 +77,10 @@ def solve(
         step: one step of a solver.
         labels: one-hot classes.
         watch: called with the index and state after every step.
+        analytic_first: see `Problem`.
+        threshold: see `Problem`.
     """
-    problem = Problem(denoiser, labels)
+    problem = Problem(denoiser, labels, analytic_first, threshold)
     moved = Levels(levels.nodes.to(z.device), levels.inner.to(z.device))
     state = State(z)
     with torch.no_grad():

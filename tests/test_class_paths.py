@@ -113,7 +113,7 @@ def test_opposite_schedules_are_not_mixed_up_in_sampling():
 
     labels = torch.tensor([int(torch.randint(2, (), generator=_after_noise(seed, shape))) for seed in seeds])
     assert 0 < labels.sum() < len(labels)
-    for solver in (solvers.euler, solvers.heun, solvers.midpoint):
+    for solver in (*(solvers.SOLVERS[name].of() for name in solvers.SOLVERS),):
         mixed = images(path, solver)
         first, second = images(alone(path, 0), solver), images(alone(path, 1), solver)
         own = torch.where(labels[:, None, None, None] == 0, first, second)

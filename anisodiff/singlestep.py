@@ -1,0 +1,118 @@
+"""Steps of the probability-flow ODE `dx = -flow d(M^{1/2})` on any levels (paper, Section 5.1, signs corrected).
+
+A step is `(problem, state, k, levels) -> state`. It sees levels, never the name of a schedule. Here are those that
+evaluate between nodes; those that remember earlier evaluations are in `multistep.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.denoiser import Denoiser
+from anisodiff.grids import Levels
+
+
+@dataclass(frozen=True)
+class State:
+    """What a solver carries from step to step.
+
+    Attributes:
+        z: noisy coefficients `[B, C, H, W]`.
+        past: what it keeps of its earlier evaluations, flows or estimates of the clean image, the latest first.
+        before: coefficients at the node before, for solvers that correct their last step.
+    """
+
+    z: Float[Tensor, "b c h w"]
+    past: tuple[Float[Tensor, "b c h w"], ...] = ()
+    before: Float[Tensor, "b c h w"] | None = None
+
+
+class Problem:
+    """The flow over a path for fixed labels, and products with levels. Levels are `[B or 1, J]`.
+
+    Args:
+        denoiser: over the path.
+        labels: one-hot classes.
+        analytic_first: the first flow is `-x / sqrt(1 + sigma^2)`, the sample itself at unit variance, and costs no
+            evaluation (analytic first step, AFS; Dockhorn et al. 2022, arXiv:2210.05475).
+        threshold: estimates of the clean image are clipped at their 99.5 % quantile where that is above 1, and divided
+            by it (dynamic thresholding; Saharia et al. 2022, arXiv:2205.11487).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        labels: Float[Tensor, "b k"] | None = None,
+        analytic_first: bool = False,
+        threshold: bool = False,
+    ):
+        self.denoiser, self.labels, self.path = denoiser, labels, denoiser.path.of(labels)
+        self.scale = self.path.scale
+        self.analytic_next, self.threshold = analytic_first, threshold
+
+    def flow(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The flow at levels `sigma`."""
+        if self.analytic_next:
+            self.analytic_next = False
+            return -self.scale(z, (1 + sigma.square()).rsqrt())
+        flow = self.denoiser.flow(z, sigma.square(), self.labels)
+        return self.scale(self._clipped(z + self.scale(flow, sigma)) - z, 1 / sigma) if self.threshold else flow
+
+    def denoised(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The estimate of the clean image, in coefficients."""
+        return z + self.scale(self.flow(z, sigma), sigma)
+
+    def _clipped(self, z: Tensor) -> Tensor:
+        x = self.path.to_pixels(z)
+        limit = x.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None]
+        return self.path.from_pixels(x.clamp(-limit, limit) / limit)
+
+
+Step = Callable[[Problem, State, int, Levels], State]
+
+
+def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
+    """First order; DDIM. One evaluation."""
+    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
+    flow = problem.flow(state.z, sigma)
+    return State(state.z - problem.scale(flow, sigma_next - sigma))
+
+
+def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
+    """`x - Delta f - 1/2 Delta^2 delta^{-1} (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6).
+
+    A step to 0 is a plain Euler step.
+    """
+    if levels.is_to_zero(k):
+        return euler(problem, state, k, levels)
+    sigma = levels.nodes[k]
+    step, delta = levels.nodes[k + 1] - sigma, sigma_hat - sigma
+    flow = problem.flow(state.z, sigma)
+    flow_hat = problem.flow(state.z - problem.scale(flow, delta), sigma_hat)
+    curve = problem.scale(flow_hat - flow, step.square() / (2 * delta))
+    return State(state.z - problem.scale(flow, step) - curve)
+
+
+def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:
+    """EDM's trapezoidal Heun: evaluation point at the next node. Two evaluations, one on a step to 0."""
+    return _second_order(problem, state, k, levels, levels.nodes[k + 1])
+
+
+def midpoint(problem: Problem, state: State, k: int, levels: Levels) -> State:
+    """The paper's Heun: evaluation point at the grid's inner level. Two evaluations, one on a step to 0."""
+    return _second_order(problem, state, k, levels, levels.inner[k])
+
+
+def dpm2(problem: Problem, state: State, k: int, levels: Levels) -> State:
+    """DPM-Solver-2: the flow at the geometric mean of the levels (Lu et al. 2022, arXiv:2206.00927, Algorithm 1).
+
+    Two evaluations, one on a step to 0.
+    """
+    if levels.is_to_zero(k):
+        return euler(problem, state, k, levels)
+    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
+    sigma_hat = (sigma * sigma_next).sqrt()
+    half = state.z - problem.scale(problem.flow(state.z, sigma), sigma_hat - sigma)
+    return State(state.z - problem.scale(problem.flow(half, sigma_hat), sigma_next - sigma))

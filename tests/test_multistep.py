@@ -1,0 +1,171 @@
+"""Multistep solvers against exact Gaussian trajectories, with exact history; and against Euler where they agree."""
+
+import pytest
+import torch
+from test_solvers import SIDE, gaussian, measured_orders, unequal_path
+
+from anisodiff.files import StageError
+from anisodiff.grids import Levels, given, karras, log_snr, time_uniform, uniform, vp_sigma, vp_time
+from anisodiff.multistep import ADAMS_BASHFORTH, _weights_in_sigma, _weights_in_vp_time
+from anisodiff.singlestep import Problem, State
+from anisodiff.solvers import SOLVERS, solve
+
+OF_ESTIMATES = ("dpmpp", "unipc", "unipc-bh1")
+
+
+def exact(model, levels: Levels) -> list[torch.Tensor]:
+    """States at every node of a trajectory."""
+    first = model.variances(levels.nodes[0].square())
+    ones = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    at = lambda k: model.variances(levels.nodes[k].square())  # noqa: E731
+    return [ones * ((model.spectrum + at(k)) / (model.spectrum + first)).sqrt() for k in range(len(levels.nodes))]
+
+
+def error(name: str, order: int, levels: Levels) -> float:
+    """From a quarter of the grid to three quarters, started with exact history."""
+    model = gaussian(unequal_path())
+    states, problem, step = exact(model, levels), Problem(model), SOLVERS[name].of(order)
+    first, last = levels.steps // 4, levels.steps * 3 // 4
+    value = problem.denoised if name in OF_ESTIMATES else problem.flow
+    past = tuple(value(states[k], levels.nodes[k]) for k in range(first - 1, first - 1 - order, -1))
+    state = State(states[first], past[: max(order - 1, 1)], states[first - 1] if name.startswith("unipc") else None)
+    for k in range(first, last):
+        state = step(problem, state, k, levels)
+    return float((state.z - states[last]).norm())
+
+
+CASES = [
+    *((name, order, order) for name in ("ipndm-v", "deis") for order in (1, 2, 3, 4)),
+    *(("dpmpp", order, order) for order in (1, 2, 3)),
+    *((name, order, order + 1) for name in ("unipc", "unipc-bh1") for order in (2, 3)),  # the corrector adds one
+]
+
+
+@pytest.mark.parametrize(("name", "order", "nominal"), CASES)
+def test_order_of_convergence_with_exact_history(name, order, nominal):
+    """On levels that differ between subspaces."""
+    errors = [error(name, order, uniform(unequal_path(), steps + 1, denoise=False)) for steps in (64, 128, 256)]
+    assert (measured_orders(errors) > nominal - 0.25).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_constant_coefficients_have_their_order_on_equal_steps(order):
+    errors = [
+        error("ipndm", order, karras(steps + 1, 2, 0.05, 8.0, rho=1.0, denoise=False)) for steps in (64, 128, 256)
+    ]
+    assert (measured_orders(errors) > order - 0.25).all()
+    if order > 2:  # and 2 on steps that change smoothly
+        errors = [error("ipndm", order, log_snr(steps + 1, 2, 0.05, 8.0, denoise=False)) for steps in (64, 128, 256)]
+        assert torch.allclose(measured_orders(errors), torch.full((2,), 2.0), atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["ipndm-v", "deis", "dpmpp", "unipc"])
+def test_order_two_from_its_own_start(name):
+    """The first step is Euler's, which costs every multistep solver the orders above two."""
+    path = unequal_path()
+    model = gaussian(path)
+    errors = []
+    for steps in (128, 256, 512):
+        levels = uniform(path, steps + 1, denoise=False)
+        states = exact(model, levels)
+        errors.append(float((solve(model, states[0], levels, SOLVERS[name].of()) - states[-1]).norm()))
+    orders = measured_orders(errors)
+    assert torch.allclose(orders, torch.full_like(orders, 2.0), atol=0.4)
+
+
+def test_weights_of_equal_steps_are_adams_bashforth():
+    nodes = [torch.tensor([[each]], dtype=torch.float64) for each in (4.0, 5.0, 6.0, 7.0)]
+    for order in (1, 2, 3, 4):
+        found = [
+            float(weight) for weight in _weights_in_sigma(nodes[:order], torch.tensor([[3.0]], dtype=torch.float64))
+        ]
+        assert found == pytest.approx([-weight for weight in ADAMS_BASHFORTH[order - 1]])
+
+
+def test_weights_integrate_polynomials_exactly():
+    """A flow that is a cubic in sigma, or in the process's time, is integrated without error."""
+    nodes = [torch.tensor([[each, each / 2]], dtype=torch.float64) for each in (2.0, 2.5, 3.5, 5.0)]
+    end = torch.tensor([[1.2, 0.5]], dtype=torch.float64)
+    found = sum(weight * node**3 for weight, node in zip(_weights_in_sigma(nodes, end), nodes, strict=True))
+    assert torch.allclose(found, (end**4 - nodes[0] ** 4) / 4)
+    found = sum(
+        weight * vp_time(node) ** 2 for weight, node in zip(_weights_in_vp_time(nodes, end), nodes, strict=True)
+    )
+    fine = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None, None]
+    sigma = nodes[0] + (end - nodes[0]) * fine
+    expected = torch.trapezoid(vp_time(sigma) ** 2, sigma, dim=0)
+    assert torch.allclose(found, expected, rtol=1e-8)
+
+
+def test_time_of_the_variance_preserving_process_inverts():
+    sigma = torch.logspace(-2.5, 2, 30, dtype=torch.float64, requires_grad=True)
+    time = vp_time(sigma)
+    again, rate = vp_sigma(time)
+    assert torch.allclose(again, sigma)
+    assert torch.allclose(rate * torch.autograd.grad(time.sum(), sigma)[0], torch.ones_like(sigma))
+
+
+@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.most])
+def test_first_order_is_euler(name):
+    """UniPC's too, but for its corrector, which needs a second step."""
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, 2 if name.startswith("unipc") else 5, denoise=False)
+    z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    assert torch.allclose(solve(model, z, levels, SOLVERS[name].of(1)), solve(model, z, levels, SOLVERS["euler"].of()))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_point_mass_is_found_in_one_denoising(name):
+    """Data of no spread: the estimate is exact at every level, and every solver's last step to 0 returns it."""
+    path = unequal_path()
+    model = gaussian(path)
+    model.spectrum = torch.zeros_like(model.spectrum)
+    levels = karras(6, 2, 0.02, 8.0)
+    end = solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, SOLVERS[name].of())
+    assert end.abs().max() < 1e-12
+
+
+def test_the_analytic_first_step_costs_nothing():
+    path = unequal_path()
+    model = gaussian(path)
+    levels = uniform(path, 6, denoise=False)
+    z = torch.ones(2, 1, SIDE, SIDE, dtype=torch.float64)
+    states = []
+    solve(model, z, levels, SOLVERS["ipndm"].of(), watch=lambda k, state: states.append(state.z), analytic_first=True)
+    assert model.evaluations == 4
+    sigma, after = (path.scale(torch.ones_like(z), levels.nodes[k]) for k in (0, 1))
+    assert torch.allclose(states[0], z + (after - sigma) * z / (1 + sigma**2).sqrt())
+    model.spectrum = torch.ones_like(model.spectrum)  # of unit variance the guess is sqrt(1 + s^2) / s times the flow
+    assert torch.allclose(Problem(model, None, True).flow(z, levels.nodes[0]) * sigma / (1 + sigma**2).sqrt(),
+                          model.flow(z, levels.nodes[0].square()))  # fmt: skip
+
+
+def test_thresholding_keeps_estimates_in_range():
+    path = unequal_path()
+    model = gaussian(path)
+    z = 50 * torch.randn(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma = torch.full((1, 2), 0.1, dtype=torch.float64)
+    assert path.to_pixels(Problem(model).denoised(z, sigma)).abs().max() > 10
+    assert path.to_pixels(Problem(model, threshold=True).denoised(z, sigma)).abs().max() <= 1 + 1e-12
+    small = z / 500
+    torch.testing.assert_close(Problem(model, threshold=True).flow(small, sigma), Problem(model).flow(small, sigma))
+
+
+def test_grids_by_their_definitions():
+    flat = karras(5, 1, 1.0, 9.0, rho=1.0, denoise=False)
+    assert flat.nodes.flatten().tolist() == [9, 7, 5, 3, 1]
+    logs = log_snr(4, 1, 1.0, 8.0, denoise=False).nodes.flatten()
+    assert torch.allclose(logs, torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64))
+    times = vp_time(time_uniform(5, 1, 0.002, 80.0, denoise=False).nodes.flatten())
+    assert torch.allclose(times.diff(), times.diff()[:1].expand(4))
+    assert given([80.0, 1.0, 0.0], 2).is_to_zero(1)
+    with pytest.raises(StageError, match="must fall"):
+        given([1.0, 2.0], 1)
+
+
+def test_orders_that_a_solver_has_not():
+    with pytest.raises(StageError, match="order: dpmpp has orders 1 to 3, not 4"):
+        SOLVERS["dpmpp"].of(4)
+    with pytest.raises(StageError, match="order: 2 is not to be chosen for heun"):
+        SOLVERS["heun"].of(2)
