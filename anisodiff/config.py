@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from anisodiff.budgets import ORDERS, spend
 from anisodiff.files import StageError
 
 PREFIX = "configuration"
@@ -127,8 +128,7 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
                 raise StageError(f"{where}.methods.{name}.warp: {method['warp']!r} is the warp of another path")
         elif "warp" in method:
             raise StageError(f"{where}.methods.{name}.warp: only the grid 'warped' takes one: remove it")
-        for nfe in dataset["sampling"]["nfe"]:
-            _check_budget(f"{where}.sampling.nfe", nfe, name, method)
+        _check_method(where, name, method, dataset["sampling"]["nfe"])
     for name in dataset["plots"]["strip_methods"]:
         check("plots.strip_methods", name, set(methods))
     unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for nfe in dataset["sampling"]["nfe"]})
@@ -150,15 +150,27 @@ def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:
             at = runs[at][key]
 
 
-def _check_budget(where: str, nfe: int, name: str, method: dict[str, Any]) -> None:
-    second_order = method["solver"] != "euler"
-    if second_order and method["grid"] == "karras" and nfe % 2 == 0:
-        raise StageError(
-            f"{where}: {nfe} cannot be spent by method {name!r}: {method['solver']} on the karras grid ends in one "
-            f"step to 0 and takes odd budgets; use {nfe - 1} or {nfe + 1}"
-        )
-    if second_order and nfe < 2:
-        raise StageError(f"{where}: {nfe} cannot be spent by method {name!r}: {method['solver']} needs two or more")
+def _check_method(where: str, name: str, method: dict[str, Any], budgets: list[int]) -> None:
+    if method["order"] is not None and method["solver"] not in ORDERS:
+        raise StageError(f"{where}.methods.{name}.order: {method['solver']} has one order: leave it out")
+    if (method["order"] or 0) > ORDERS.get(method["solver"], 1):
+        most = ORDERS[method["solver"]]
+        raise StageError(f"{where}.methods.{name}.order: {method['solver']} has orders 1 to {most}")
+    if (method["grid"] == "given") != (method["levels"] is not None):
+        raise StageError(f"{where}.methods.{name}.levels: the grid 'given' needs them, and no other takes them")
+    for nfe in budgets:
+        try:
+            budget = spend(nfe, method)
+        except StageError as error:
+            raise StageError(f"{where}.sampling.nfe: method {name!r}: {error}") from error
+        if method["levels"] is not None:
+            levels = method["levels"].get(str(nfe), [])
+            if len(levels) != budget.steps + 1:
+                raise StageError(
+                    f"{where}.methods.{name}.levels.{nfe}: {len(levels)} levels, this budget needs {budget.steps + 1}"
+                )
+            if sorted(set(levels), reverse=True) != levels:
+                raise StageError(f"{where}.methods.{name}.levels.{nfe}: the levels must fall")
 
 
 def describe(schema: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ def generate(
     classes: int,
     batch: int,
     device: str = "cpu",
+    **options: bool,
 ) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
     """Yield seeds and their images, a batch at a time. The last batch is padded: kernels differ with the batch size.
 
@@ -65,6 +66,7 @@ def generate(
         classes: number of classes; 0 for an unconditional network.
         batch: images at a time.
         device: where to compute.
+        options: of `solve`.
     """
     for first in range(0, len(seeds), batch):
         chosen = seeds[first : first + batch]
@@ -72,5 +74,5 @@ def generate(
         noise, labels = draw(padded, shape, classes)
         labels = None if labels is None else labels.to(device)
         own = levels.of(labels)
-        z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels)
+        z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
         yield chosen, to_uint8(denoiser.path.to_pixels(z))[: len(chosen)].cpu()

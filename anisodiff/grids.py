@@ -1,5 +1,6 @@
 """Grids: the levels (standard deviations) at which a solver evaluates a path."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,23 +89,45 @@ def log_snr(points: int, subspaces: int, sigma_min: float, sigma_max: float, den
 
 def time_uniform(points: int, subspaces: int, sigma_min: float, sigma_max: float, denoise: bool = True) -> Levels:
     """Uniform in the time of the variance-preserving process, DDPM's usual grid in EDM's terms; see `karras`."""
-    first, last = (vp_time(torch.tensor(sigma, dtype=torch.float64)) for sigma in (sigma_max, sigma_min))
-    return _spread(points, subspaces, denoise, lambda share: vp_sigma(last + (first - last) * share)[0])
+    time = VpTime(sigma_min, sigma_max)
+    return _spread(points, subspaces, denoise, lambda share: time.sigma(time.first + (1 - time.first) * share))
 
 
-BETA_MIN, BETA_SPREAD = 0.1, 19.9
+@dataclass(frozen=True)
+class VpTime:
+    """Time of the variance-preserving process with sigma_min at 0.001 and sigma_max at 1 (arXiv:2206.00364, Table 1).
 
+    Attributes:
+        sigma_min: the noise at `first`.
+        sigma_max: the noise at time 1.
+    """
 
-def vp_time(sigma: Tensor) -> Tensor:
-    """Time of the variance-preserving process at which the noise is `sigma` (arXiv:2206.00364, Table 1)."""
-    return ((BETA_MIN**2 + 2 * BETA_SPREAD * torch.log1p(sigma.square())).sqrt() - BETA_MIN) / BETA_SPREAD
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    first = 1e-3
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Coefficients of time and of half its square in `log(1 + sigma^2)`."""
+        low, high = math.log1p(self.sigma_min**2), math.log1p(self.sigma_max**2)
+        spread = 2 * (high - low / self.first) / (1 - self.first)
+        return high - spread / 2, spread
 
-def vp_sigma(time: Tensor) -> tuple[Tensor, Tensor]:
-    """Its inverse, and the inverse's derivative."""
-    exponent = BETA_SPREAD / 2 * time.square() + BETA_MIN * time
-    sigma = torch.expm1(exponent).sqrt()
-    return sigma, (BETA_SPREAD * time + BETA_MIN) * exponent.exp() / (2 * sigma)
+    def sigma(self, time: Tensor) -> Tensor:
+        """The noise at a time."""
+        least, spread = self.betas
+        return torch.expm1(spread / 2 * time.square() + least * time).sqrt()
+
+    def of(self, sigma: Tensor) -> Tensor:
+        """The time at which the noise is `sigma`."""
+        least, spread = self.betas
+        return ((least**2 + 2 * spread * torch.log1p(sigma.square())).sqrt() - least) / spread
+
+    def rate(self, time: Tensor) -> Tensor:
+        """Derivative of `sigma`."""
+        least, spread = self.betas
+        sigma = self.sigma(time)
+        return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
 
 
 def given(levels: Sequence[float], subspaces: int) -> Levels:
@@ -127,22 +150,3 @@ def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: boo
         sigmas = path.table(t if warp is None else warp(t)[0])
     nodes, inner = sigmas[::2], sigmas[1::2]
     return _with_zero(nodes, inner) if denoise else Levels(nodes, inner)
-
-
-def spend(nfe: int, order: int, build: Callable[[int, bool], Levels]) -> Levels:
-    """Levels on which a single-step solver of this order spends `nfe` evaluations.
-
-    Args:
-        nfe: the budget; each step costs `order` evaluations, but a step to 0 costs one.
-        order: evaluations a step.
-        build: makes the levels from a number of points above 0 and whether a step to 0 follows.
-
-    Raises:
-        StageError: the budget cannot be spent.
-    """
-    steps, rest = divmod(nfe, order)
-    denoise = order == 1 or rest == 1
-    points = steps + 1 if order > 1 else steps
-    if nfe < 1 or (order > 1 and steps < 1):
-        raise StageError(f"nfe: {nfe} is too small for a solver of {order} evaluations a step: use {order} or more")
-    return build(points, denoise)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anisodiff.grids import Levels, vp_sigma, vp_time
+from anisodiff.grids import Levels, VpTime
 from anisodiff.singlestep import Problem, State, euler
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -59,9 +59,10 @@ def _weights_in_sigma(nodes: Sequence[Tensor], sigma_next: Tensor) -> list[Tenso
 
 def _weights_in_vp_time(nodes: Sequence[Tensor], sigma_next: Tensor) -> list[Tensor]:
     """Integrals over sigma of the Lagrange polynomials in the process's time; twelve points of Gauss."""
-    times = [vp_time(node) for node in nodes]
-    points, gauss = _gauss(12, times[0], vp_time(sigma_next))
-    rate = vp_sigma(points)[1]
+    time = VpTime()
+    times = [time.of(node) for node in nodes]
+    points, gauss = _gauss(12, times[0], time.of(sigma_next))
+    rate = time.rate(points)
     return [(_lagrange(times, each, points) * rate * gauss).sum(0) for each in range(len(nodes))]
 
 

@@ -5,7 +5,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from anisodiff import checkpoints, data, datasets, frechet, grids
+from anisodiff.budgets import spend
 from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError, digest, key_of, provenance, write_text
 from anisodiff.generation import draw, generate, start
 from anisodiff.grids import Levels
 from anisodiff.paths import NoisePath, Warp
-from anisodiff.singlestep import State
+from anisodiff.singlestep import State, Step
 from anisodiff.solvers import SOLVERS, solve
 
 PREVIEW = 64  # images of a range that are kept to look at
@@ -31,7 +31,7 @@ def levels_of(
     """The levels on which a method spends its budget.
 
     Args:
-        method: its settings (grid, solver).
+        method: its settings (grid, solver, ...).
         nfe: the budget of denoiser evaluations an image.
         dataset: sigma_min and sigma_max of the Karras grid.
         path: the method's path.
@@ -40,25 +40,19 @@ def levels_of(
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
-    order = SOLVERS[method["solver"]].evaluations
-    if method["grid"] == "karras":
-        if order == 2 and nfe % 2 == 0:
-            raise StageError(
-                f"nfe: {method['solver']} on the karras grid ends in one step to 0 and spends odd budgets only: "
-                f"use {nfe - 1} or {nfe + 1} instead of {nfe}"
-            )
-        build = partial(_karras, dataset=dataset, path=path)
-    else:
-        build = partial(_uniform, path=path, warp=warp)
-    return grids.spend(nfe, order, build)
-
-
-def _karras(points: int, denoise: bool, dataset: dict[str, Any], path: NoisePath) -> Levels:
-    return grids.karras(points, path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"])
-
-
-def _uniform(points: int, denoise: bool, path: NoisePath, warp: Warp | None) -> Levels:
-    return grids.uniform(path, points, warp, denoise)
+    budget = spend(nfe, method)
+    size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
+    match method["grid"]:
+        case "karras":
+            return grids.karras(budget.points, size, smallest, largest, method["rho"], budget.to_zero)
+        case "log-snr":
+            return grids.log_snr(budget.points, size, smallest, largest, budget.to_zero)
+        case "time-uniform":
+            return grids.time_uniform(budget.points, size, smallest, largest, budget.to_zero)
+        case "given":
+            return grids.given(method["levels"][str(nfe)], size)
+        case _:
+            return grids.uniform(path, budget.points, warp, budget.to_zero)
 
 
 class Sampler:
@@ -83,6 +77,15 @@ class Sampler:
             )
         self.denoiser = Denoiser(compute.place(network), self.path, dataset["sigma_data"], compute.body)
         self.denoiser.to(compute.device)
+
+    @property
+    def step(self) -> Step:
+        return SOLVERS[self.method["solver"]].of(self.method["order"])
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Of `solve`."""
+        return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -174,12 +177,19 @@ def _is_made(cell: Path, key: str) -> bool:
 
 def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
     began = time.monotonic()
-    step = SOLVERS[sampler.method["solver"]].of()
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
     with contextlib.nullcontext() if zipped is None else datasets.writing_zip(zipped) as keep:
         for chosen, images in generate(
-            sampler.denoiser, levels, step, seeds, sampler.shape, sampler.classes, batch, sampler.device
+            sampler.denoiser,
+            levels,
+            sampler.step,
+            seeds,
+            sampler.shape,
+            sampler.classes,
+            batch,
+            sampler.device,
+            **sampler.options,
         ):
             found = extract(images)
             statistics = statistics or frechet.FeatureStatistics(found.shape[1])
@@ -308,7 +318,7 @@ def trajectory(
     def watch(k: int, state: State) -> None:
         states.append(state.z)
 
-    solve(denoiser, states[0], levels, SOLVERS[method["solver"]].of(), labels, watch)
+    solve(denoiser, states[0], levels, sampler.step, labels, watch, **sampler.options)
 
     def denoised(z: Tensor, sigma: Tensor) -> Tensor:
         return denoiser.denoise(z, sigma.to(device).square(), labels) if (sigma > 0).all() else z

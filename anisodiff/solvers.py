@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anisodiff import multistep, singlestep
+from anisodiff.budgets import EVALUATIONS, ORDERS
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError
 from anisodiff.grids import Levels
-from anisodiff.singlestep import Problem, State, Step, midpoint
+from anisodiff.multistep import deis, dpmpp, ipndm, ipndm_v, unipc, unipc_bh1
+from anisodiff.singlestep import Problem, State, Step, dpm2, euler, heun, midpoint
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,19 @@ class Solver:
         return partial(self.step, order=order or self.most)
 
 
-SOLVERS = {
-    "euler": Solver(singlestep.euler, 1),
-    "heun": Solver(singlestep.heun, 2),
-    "midpoint": Solver(singlestep.midpoint, 2),
-    "dpm2": Solver(singlestep.dpm2, 2),
-    "dpmpp": Solver(multistep.dpmpp, 1, 3),
-    "unipc": Solver(multistep.unipc, 1, 3),
-    "unipc-bh1": Solver(multistep.unipc_bh1, 1, 3),
-    "deis": Solver(multistep.deis, 1, 4),
-    "ipndm": Solver(multistep.ipndm, 1, 4),
-    "ipndm-v": Solver(multistep.ipndm_v, 1, 4),
+STEPS = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "dpm2": dpm2,
+    "dpmpp": dpmpp,
+    "unipc": unipc,
+    "unipc-bh1": unipc_bh1,
+    "deis": deis,
+    "ipndm": ipndm,
+    "ipndm-v": ipndm_v,
 }
+SOLVERS = {name: Solver(step, EVALUATIONS.get(name, 1), ORDERS.get(name)) for name, step in STEPS.items()}
 
 
 def solve(

@@ -5,7 +5,7 @@ import torch
 from test_solvers import SIDE, gaussian, measured_orders, unequal_path
 
 from anisodiff.files import StageError
-from anisodiff.grids import Levels, given, karras, log_snr, time_uniform, uniform, vp_sigma, vp_time
+from anisodiff.grids import Levels, VpTime, given, karras, log_snr, time_uniform, uniform
 from anisodiff.multistep import ADAMS_BASHFORTH, _weights_in_sigma, _weights_in_vp_time
 from anisodiff.singlestep import Problem, State
 from anisodiff.solvers import SOLVERS, solve
@@ -89,20 +89,22 @@ def test_weights_integrate_polynomials_exactly():
     found = sum(weight * node**3 for weight, node in zip(_weights_in_sigma(nodes, end), nodes, strict=True))
     assert torch.allclose(found, (end**4 - nodes[0] ** 4) / 4)
     found = sum(
-        weight * vp_time(node) ** 2 for weight, node in zip(_weights_in_vp_time(nodes, end), nodes, strict=True)
+        weight * VpTime().of(node) ** 2 for weight, node in zip(_weights_in_vp_time(nodes, end), nodes, strict=True)
     )
     fine = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None, None]
     sigma = nodes[0] + (end - nodes[0]) * fine
-    expected = torch.trapezoid(vp_time(sigma) ** 2, sigma, dim=0)
+    expected = torch.trapezoid(VpTime().of(sigma) ** 2, sigma, dim=0)
     assert torch.allclose(found, expected, rtol=1e-8)
 
 
 def test_time_of_the_variance_preserving_process_inverts():
     sigma = torch.logspace(-2.5, 2, 30, dtype=torch.float64, requires_grad=True)
-    time = vp_time(sigma)
-    again, rate = vp_sigma(time)
-    assert torch.allclose(again, sigma)
-    assert torch.allclose(rate * torch.autograd.grad(time.sum(), sigma)[0], torch.ones_like(sigma))
+    process = VpTime()
+    time = process.of(sigma)
+    assert torch.allclose(process.sigma(time), sigma)
+    ends = process.of(torch.tensor([0.002, 80.0], dtype=torch.float64))
+    assert torch.allclose(ends, torch.tensor([1e-3, 1.0], dtype=torch.float64))
+    assert torch.allclose(process.rate(time) * torch.autograd.grad(time.sum(), sigma)[0], torch.ones_like(sigma))
 
 
 @pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.most])
@@ -157,11 +159,28 @@ def test_grids_by_their_definitions():
     assert flat.nodes.flatten().tolist() == [9, 7, 5, 3, 1]
     logs = log_snr(4, 1, 1.0, 8.0, denoise=False).nodes.flatten()
     assert torch.allclose(logs, torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64))
-    times = vp_time(time_uniform(5, 1, 0.002, 80.0, denoise=False).nodes.flatten())
+    times = VpTime().of(time_uniform(5, 1, 0.002, 80.0, denoise=False).nodes.flatten())
     assert torch.allclose(times.diff(), times.diff()[:1].expand(4))
     assert given([80.0, 1.0, 0.0], 2).is_to_zero(1)
     with pytest.raises(StageError, match="must fall"):
         given([1.0, 2.0], 1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "published"),
+    [
+        (time_uniform, [80.0000, 16.5063, 4.7464, 1.7541, 0.6502, 0.0020]),
+        (time_uniform, [80.0, 34.8018, 16.5063, 8.5141, 4.7464, 2.8237, 1.7541, 1.0985, 0.6502, 0.3047, 0.0020]),
+        (log_snr, [80.0000, 9.6090, 1.1542, 0.1386, 0.0167, 0.0020]),
+        (log_snr, [80.0, 27.7258, 9.6090, 3.3302, 1.1542, 0.4000, 0.1386, 0.0480, 0.0167, 0.0058, 0.0020]),
+        (karras, [80.0000, 24.4083, 5.8389, 0.9654, 0.0851, 0.0020]),
+        (karras, [80.0, 45.3137, 24.4083, 12.3816, 5.8389, 2.5152, 0.9654, 0.3183, 0.0851, 0.0167, 0.0020]),
+    ],
+)
+def test_grids_are_the_published_ones(grid, published):
+    """GITS (arXiv:2506.10177), Table 9: uniform, log-SNR and polynomial grids on CIFAR-10."""
+    found = grid(len(published), 1, 0.002, 80.0, denoise=False).nodes.flatten()
+    assert torch.allclose(found, torch.tensor(published, dtype=torch.float64), rtol=1e-3, atol=6e-5)
 
 
 def test_orders_that_a_solver_has_not():

@@ -5,9 +5,11 @@ import torch
 from exact import ExactGaussian
 from test_path_gradient import mixture_over
 
+from anisodiff.budgets import spend
 from anisodiff.files import StageError
-from anisodiff.grids import Levels, karras, spend, uniform
+from anisodiff.grids import Levels, karras, uniform
 from anisodiff.paths import NoisePath, Warp
+from anisodiff.sampling import levels_of
 from anisodiff.schedules import KnotSchedule
 from anisodiff.singlestep import Problem, State
 from anisodiff.solvers import SOLVERS, solve
@@ -97,21 +99,32 @@ def test_one_step_by_hand(name):
     assert torch.allclose(state.z, expected, atol=1e-12)
 
 
+METHOD = {"order": None, "afs": False, "threshold": False, "to_zero": None, "rho": 7.0, "levels": None}
+
+
+@pytest.mark.parametrize("afs", [False, True])
+@pytest.mark.parametrize("to_zero", [None, False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", ["karras", "uniform"])
-@pytest.mark.parametrize("nfe", [2, 3, 8, 9, 19, 35])
-def test_the_budget_is_what_is_spent(solver, grid, nfe):
-    if grid == "karras" and SOLVERS[solver].evaluations == 2 and nfe % 2 == 0:
-        pytest.skip("refused by the configuration")
+@pytest.mark.parametrize("grid", ["karras", "log-snr", "time-uniform", "uniform"])
+def test_the_budget_is_what_is_spent(solver, grid, to_zero, afs):
+    """Whatever the solver can spend; of two budgets that follow one another it can always spend one."""
     path = unequal_path()
     model = gaussian(path)
-
-    def build(points, denoise):
-        return karras(points, 2, 0.002, 80.0) if grid == "karras" else uniform(path, points, None, denoise)
-
-    levels = spend(nfe, SOLVERS[solver].evaluations, build)
-    solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, SOLVERS[solver].of())
-    assert model.evaluations == nfe
+    method = METHOD | {"solver": solver, "grid": grid, "to_zero": to_zero, "afs": afs}
+    z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    spent = []
+    for nfe in (3, 4, 8, 9, 35):
+        try:
+            levels = levels_of(method, nfe, {"sigma_min": 0.002, "sigma_max": 80.0}, path)
+        except StageError:
+            continue
+        before = model.evaluations
+        solve(model, z, levels, SOLVERS[solver].of(), analytic_first=afs)
+        assert model.evaluations - before == nfe
+        assert to_zero in (None, levels.is_to_zero(levels.steps - 1))
+        spent.append(nfe)
+    assert {3, 4} & set(spent)
+    assert len(spent) == 5 or (SOLVERS[solver].evaluations == 2 and len(spent) >= 2)
 
 
 def test_last_step_to_zero_returns_the_denoised_image():
@@ -143,6 +156,16 @@ def test_levels_must_fall():
         Levels(rising[:1], rising[:0])
 
 
-def test_a_budget_too_small_is_refused():
-    with pytest.raises(StageError, match="nfe: 1 is too small"):
-        spend(1, 2, lambda points, denoise: karras(points, 1, 0.002, 80.0))
+@pytest.mark.parametrize(
+    ("changes", "nfe", "words"),
+    [
+        ({"solver": "heun", "grid": "karras"}, 10, "ends in one step to 0 and takes odd budgets; use 9 or 11"),
+        ({"solver": "heun", "grid": "karras", "afs": True}, 9, "takes even budgets"),
+        ({"solver": "heun", "grid": "karras", "to_zero": False}, 9, "has no step to 0 and takes even budgets"),
+        ({"solver": "midpoint", "grid": "uniform"}, 1, "midpoint needs 2 or more"),
+        ({"solver": "ipndm", "grid": "karras", "order": 4}, 3, "ipndm of order 4 makes 3 steps with it"),
+    ],
+)  # fmt: skip
+def test_a_budget_that_cannot_be_spent_says_why(changes, nfe, words):
+    with pytest.raises(StageError, match=words):
+        spend(nfe, METHOD | changes)

@@ -196,7 +196,7 @@ def sample_inputs(wildcards, nfes):
 def method_json(wildcards):
     """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
     method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return as_json({key: method[key] for key in ("grid", "solver")})
+    return as_json({key: value for key, value in method.items() if key not in ("network", "path", "warp")})
 
 
 def plotted_paths(dataset):
