@@ -42,7 +42,7 @@ TransformName = Annotated[str, typer.Option(help="none, or center-crop.")]
 Workers = Annotated[int, typer.Option(help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
 PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
-WarpFiles = Annotated[list[Path], typer.Option("--warp", help="Warp: one a budget, or one for all.")]
+GridFiles = Annotated[list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search.")]
 FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.")]
 FeaturesKind = Annotated[str, typer.Option(help="Kind of the feature network.")]
 
@@ -219,6 +219,22 @@ def warp(
 
 
 @app.command()
+def search(
+    dataset: Dataset,
+    settings: Settings,
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Search levels for every budget along a teacher's trajectories (GITS)."""
+    from anisodiff import searching
+
+    searching.search_levels(dataset, settings, network, path, output, _compute(compute, threads))
+
+
+@app.command()
 def throughput(
     dataset: Dataset,
     batch: Annotated[int, typer.Option(help="Images at a time when sampling.")],
@@ -268,7 +284,7 @@ def sample(
     features: FeaturesFile,
     features_kind: FeaturesKind,
     output: Output,
-    warp: WarpFiles = [],  # noqa: B006 - typer's way to an empty list
+    grid: GridFiles = [],  # noqa: B006 - typer's way to an empty list
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Write the images, a zip a cell.")] = False,
     compute: Computing = "{}",
     threads: Threads = 1,
@@ -276,7 +292,7 @@ def sample(
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
     from anisodiff import sampling
 
-    files, extractor = [network, path, *warp], (features_kind, features)
+    files, extractor = [network, path, *grid], (features_kind, features)
     seeds, computing = (first, last), _compute(compute, threads)
     sampling.sample(dataset, method, nfe, seeds, batch, files, extractor, output, computing, keep_images)
 
@@ -290,14 +306,14 @@ def trajectory(
     network: NetworkFile,
     path: PathFile,
     output: Output,
-    warp: WarpFiles = [],  # noqa: B006
+    grid: GridFiles = [],  # noqa: B006
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Record states and denoised estimates of a few images along a method's grid."""
     from anisodiff import sampling
 
-    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *warp], output, _compute(compute, threads))
+    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *grid], output, _compute(compute, threads))
 
 
 @app.command()

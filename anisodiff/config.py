@@ -119,6 +119,9 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         check(f"warps.{name}.path", warp["path"], {*paths, *runs})
         if (paths | runs)[warp["path"]]["schedules"] == "class":
             raise StageError(f"{where}.warps.{name}.path: {warp['path']!r} has a schedule a class, and no common time")
+    for name, search in dataset["searches"].items():
+        check(f"searches.{name}.network", search["network"], networks)
+        check(f"searches.{name}.path", search["path"], {*paths, *runs})
     for name, method in methods.items():
         check(f"methods.{name}.network", method["network"], networks)
         check(f"methods.{name}.path", method["path"], {*paths, *runs})
@@ -128,7 +131,14 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
                 raise StageError(f"{where}.methods.{name}.warp: {method['warp']!r} is the warp of another path")
         elif "warp" in method:
             raise StageError(f"{where}.methods.{name}.warp: only the grid 'warped' takes one: remove it")
-        _check_method(where, name, method, dataset["sampling"]["nfe"])
+        if method["grid"] == "searched":
+            check(f"methods.{name}.search", method.get("search", ""), set(dataset["searches"]))
+            if dataset["searches"][method["search"]]["path"] != method["path"]:
+                raise StageError(f"{where}.methods.{name}.search: {method['search']!r} is a search on another path")
+        elif "search" in method:
+            raise StageError(f"{where}.methods.{name}.search: only the grid 'searched' takes one: remove it")
+        search = dataset["searches"].get(method.get("search"))
+        _check_method(where, name, method, dataset["sampling"]["nfe"], search)
     for name in dataset["plots"]["strip_methods"]:
         check("plots.strip_methods", name, set(methods))
     unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for nfe in dataset["sampling"]["nfe"]})
@@ -150,7 +160,9 @@ def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:
             at = runs[at][key]
 
 
-def _check_method(where: str, name: str, method: dict[str, Any], budgets: list[int]) -> None:
+def _check_method(
+    where: str, name: str, method: dict[str, Any], budgets: list[int], search: dict[str, Any] | None
+) -> None:
     if method["order"] is not None and method["solver"] not in ORDERS:
         raise StageError(f"{where}.methods.{name}.order: {method['solver']} has one order: leave it out")
     if (method["order"] or 0) > ORDERS.get(method["solver"], 1):
@@ -163,6 +175,11 @@ def _check_method(where: str, name: str, method: dict[str, Any], budgets: list[i
             budget = spend(nfe, method)
         except StageError as error:
             raise StageError(f"{where}.sampling.nfe: method {name!r}: {error}") from error
+        if search is not None and budget.points > search["points"]:
+            raise StageError(
+                f"{where}.searches.{method['search']}.points: {search['points']} are too few for {nfe} evaluations of "
+                f"method {name!r}: give {budget.points} or more"
+            )
         if method["levels"] is not None:
             levels = method["levels"].get(str(nfe), [])
             if len(levels) != budget.steps + 1:

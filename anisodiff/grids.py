@@ -54,7 +54,10 @@ class Levels:
         return k + 1 == self.steps and bool((self.nodes[-1] == 0).all())
 
 
-def _with_zero(nodes: Tensor, inner: Tensor) -> Levels:
+def levels(nodes: Tensor, inner: Tensor, denoise: bool) -> Levels:
+    """Levels as they are, or going on to 0 from the last node."""
+    if not denoise:
+        return Levels(nodes, inner)
     zero = torch.zeros_like(nodes[:1])
     return Levels(torch.cat([nodes, zero]), torch.cat([inner, zero]))
 
@@ -63,7 +66,7 @@ def _spread(points: int, subspaces: int, denoise: bool, at: Callable[[Tensor], T
     """Levels `at` shares from 1 (first node) to 0 (last), the same in every subspace; inner points half-way."""
     share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
     sigmas = at(share).to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
-    return _with_zero(sigmas[::2], sigmas[1::2]) if denoise else Levels(sigmas[::2], sigmas[1::2])
+    return levels(sigmas[::2], sigmas[1::2], denoise)
 
 
 def karras(
@@ -130,9 +133,9 @@ class VpTime:
         return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
 
 
-def given(levels: Sequence[float], subspaces: int) -> Levels:
+def given(nodes: Sequence[float], subspaces: int) -> Levels:
     """Levels by hand, falling; inner points at geometric means."""
-    nodes = torch.tensor(levels, dtype=torch.float64)[:, None, None].expand(-1, 1, subspaces)
+    nodes = torch.tensor(nodes, dtype=torch.float64)[:, None, None].expand(-1, 1, subspaces)
     return Levels(nodes, (nodes[1:] * nodes[:-1]).sqrt())
 
 
@@ -148,5 +151,4 @@ def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: boo
     t = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
     with torch.no_grad():
         sigmas = path.table(t if warp is None else warp(t)[0])
-    nodes, inner = sigmas[::2], sigmas[1::2]
-    return _with_zero(nodes, inner) if denoise else Levels(nodes, inner)
+    return levels(sigmas[::2], sigmas[1::2], denoise)

@@ -10,8 +10,8 @@ STATE = 8  # weights, average, last good state of both and two moments, in two s
 
 
 def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
-    """Runs, paths, bases and warps that the methods of a dataset reach."""
-    found: dict[str, set[str]] = {"runs": set(), "paths": set(), "bases": set(), "warps": set()}
+    """Runs, paths, bases, warps and searches that the methods of a dataset reach."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("runs", "paths", "bases", "warps", "searches")}
 
     def want(name: str, kind: str) -> None:
         if name == "base" or name in found[kind]:
@@ -27,11 +27,12 @@ def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
     for method in dataset["methods"].values():
         want(method["network"], "runs")
         want(method["path"], "runs" if method["path"] in dataset["runs"] else "paths")
-        if "warp" in method:
-            found["warps"].add(method["warp"])
-            warp = dataset["warps"][method["warp"]]
-            want(warp["network"], "runs")
-            want(warp["path"], "runs" if warp["path"] in dataset["runs"] else "paths")
+        for kind, one in (("warps", "warp"), ("searches", "search")):
+            if one in method:
+                found[kind].add(method[one])
+                made = dataset[kind][method[one]]
+                want(made["network"], "runs")
+                want(made["path"], "runs" if made["path"] in dataset["runs"] else "paths")
     return found
 
 
@@ -63,6 +64,7 @@ def jobs(dataset: dict[str, Any]) -> Counter:
         finetune=len(used["runs"]),
         warp=len(used["warps"]) - len(per_nfe),
         warp_per_nfe=len(per_nfe) * len(sampling["nfe"]),
+        search=len(used["searches"]),
         sample=len(dataset["methods"]) * len(shards(sampling)),
         trajectory=len(dataset["plots"]["strip_methods"]),
         distance=1,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anisodiff import checkpoints, data, datasets, frechet, grids
+from anisodiff import checkpoints, data, datasets, frechet, grids, searching
 from anisodiff.budgets import spend
 from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import Denoiser
@@ -26,7 +26,12 @@ PREVIEW = 64  # images of a range that are kept to look at
 
 
 def levels_of(
-    method: dict[str, Any], nfe: int, dataset: dict[str, Any], path: NoisePath, warp: Warp | None = None
+    method: dict[str, Any],
+    nfe: int,
+    dataset: dict[str, Any],
+    path: NoisePath,
+    warp: Warp | None = None,
+    search: Path | None = None,
 ) -> Levels:
     """The levels on which a method spends its budget.
 
@@ -36,6 +41,7 @@ def levels_of(
         dataset: sigma_min and sigma_max of the Karras grid.
         path: the method's path.
         warp: for the grid "warped".
+        search: file of the stage `search`, for the grid "searched".
 
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
@@ -49,6 +55,8 @@ def levels_of(
             return grids.log_snr(budget.points, size, smallest, largest, budget.to_zero)
         case "time-uniform":
             return grids.time_uniform(budget.points, size, smallest, largest, budget.to_zero)
+        case "searched":
+            return searching.found_levels(search, budget, method["afs"])
         case "given":
             return grids.given(method["levels"][str(nfe)], size)
         case _:
@@ -61,7 +69,7 @@ class Sampler:
     Args:
         dataset: settings of the dataset.
         method: settings of the method.
-        files: network, path, then one warp for every budget, or one for all, or none.
+        files: network, path, then a search or one warp for every budget, or one of either for all, or none.
         compute: where, and in which precision.
     """
 
@@ -95,20 +103,24 @@ class Sampler:
     def classes(self) -> int:
         return self.denoiser.network.classes if self.dataset["labels"] else 0
 
-    def warp_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
-        warps = self.files[2:]
-        if (self.method["grid"] == "warped") != bool(warps) or len(warps) not in (0, 1, len(nfes)):
-            raise StageError("warps: give one for the grid 'warped', or one a budget, and none for other grids")
-        return None if not warps else warps[0] if len(warps) == 1 else warps[list(nfes).index(nfe)]
+    def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
+        """The warp or search that a budget's grid comes from."""
+        files = self.files[2:]
+        if (self.method["grid"] in ("warped", "searched")) != bool(files) or len(files) not in (0, 1, len(nfes)):
+            raise StageError(
+                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
+            )
+        return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
 
-    def training_seconds(self, warp_file: Path | None) -> float:
+    def training_seconds(self, grid_file: Path | None) -> float:
         """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
         made = max(about.get("device_seconds", 0.0) for about in self.abouts)
-        return made + (0.0 if warp_file is None else checkpoints.header(warp_file).get("device_seconds", 0.0))
+        return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
 
-    def levels(self, nfe: int, warp_file: Path | None) -> Levels:
-        warp = None if warp_file is None else checkpoints.load_warp(warp_file, self.path)[0]
-        return levels_of(self.method, nfe, self.dataset, self.path, warp)
+    def levels(self, nfe: int, grid_file: Path | None) -> Levels:
+        warped = self.method["grid"] == "warped"
+        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
+        return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
 
 
 def sample(
@@ -150,17 +162,17 @@ def sample(
     cells = []
     bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
     for nfe in nfes:
-        warp_file = sampler.warp_file(nfe, nfes)
-        inputs = [*files[:2], *([] if warp_file is None else [warp_file]), features[1]]
+        grid_file = sampler.grid_file(nfe, nfes)
+        inputs = [*files[:2], *([] if grid_file is None else [grid_file]), features[1]]
         settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
         settings["dtype"] = compute.dtype
         key = key_of(settings, [digests[file] for file in inputs])
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
         zipped = cell.with_suffix(".zip") if keep_images else None
         if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
-            made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(warp_file)}
+            made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(grid_file)}
             _make_cell(
-                sampler, sampler.levels(nfe, warp_file), extract, seed_list, batch, cell, zipped, settings, made, bar
+                sampler, sampler.levels(nfe, grid_file), extract, seed_list, batch, cell, zipped, settings, made, bar
             )
         cells.append(str(cell.relative_to(output.parent)))
     bar.close()
@@ -311,7 +323,7 @@ def trajectory(
     device, sampler = compute.device, Sampler(dataset, method, files, compute)
     noise, labels = draw(seeds, sampler.shape, sampler.classes)
     labels = None if labels is None else labels.to(device)
-    levels = sampler.levels(nfe, sampler.warp_file(nfe, [nfe])).of(labels)
+    levels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe])).of(labels)
     denoiser, path = sampler.denoiser, sampler.path
     states = [start(denoiser, noise.to(device), levels, labels)]
 

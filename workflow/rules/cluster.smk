@@ -3,7 +3,7 @@ import shutil
 import subprocess
 
 CLUSTER = CONFIG["cluster"]
-USES_GPU = ("reference", "pretrain", "finetune", "warp", "sample", "trajectory", "throughput")
+USES_GPU = ("reference", "pretrain", "finetune", "warp", "search", "sample", "trajectory", "throughput")
 SAVES = ("pretrain", "finetune", "warp")  # told to stop before their time limit, they save
 LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 

@@ -36,6 +36,7 @@ wildcard_constraints:
     path=configured("paths"),
     basis=configured("bases"),
     warp=configured("warps"),
+    search=configured("searches"),
     method=configured("methods"),
     nfe="[0-9]+",
     first="[0-9]+",
@@ -138,8 +139,10 @@ def basis_option(wildcards, input):
     return f"--basis {input.basis}" if input.basis else ""
 
 
-def warp_files(dataset, method, nfes):
-    """No file, one for all budgets, or one for each."""
+def grid_files(dataset, method, nfes):
+    """What a method's grid comes from: no file, one for all budgets, or one for each."""
+    if search := DATASETS[dataset]["methods"][method].get("search"):
+        return [f"results/{dataset}/searches/{search}.safetensors"]
     name = DATASETS[dataset]["methods"][method].get("warp")
     if name is None:
         return []
@@ -184,19 +187,25 @@ def warp_settings(wildcards):
     return as_json({key: value for key, value in warp.items() if key not in ("network", "path")})
 
 
+def search_settings(wildcards):
+    """The search's own settings; what it searches for reaches it as files."""
+    search = DATASETS[wildcards.dataset]["searches"][wildcards.search]
+    return as_json({key: value for key, value in search.items() if key not in ("network", "path")})
+
+
 def sample_inputs(wildcards, nfes):
     method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
     return {
         "network": network_file(wildcards.dataset, method["network"]),
         "path": path_file(wildcards.dataset, method["path"]),
-        "warps": warp_files(wildcards.dataset, wildcards.method, nfes),
+        "grids": grid_files(wildcards.dataset, wildcards.method, nfes),
     }
 
 
 def method_json(wildcards):
     """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
     method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return as_json({key: value for key, value in method.items() if key not in ("network", "path", "warp")})
+    return as_json({key: value for key, value in method.items() if key not in ("network", "path", "warp", "search")})
 
 
 def plotted_paths(dataset):

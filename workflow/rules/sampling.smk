@@ -26,14 +26,14 @@ rule sample:
         dataset=dataset_json,
         method=method_json,
         nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
-        warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
+        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
         "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
-        " --network {input.network:q} --path {input.path:q} {params.warps}"
+        " --network {input.network:q} --path {input.path:q} {params.grids}"
         " --features {input.features:q} --features-kind {params.kind} --output {output:q} {params.keep}"
         " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
 
@@ -54,8 +54,8 @@ rule trajectory:
         compute=compute_json(),
         dataset=dataset_json,
         method=method_json,
-        warps=lambda wildcards, input: [f"--warp {warp}" for warp in input.warps],
+        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
     shell:
         "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"
-        " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.warps}"
+        " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.grids}"
         " --output {output:q} --compute {params.compute:q} >{log} 2>&1"

@@ -1,4 +1,4 @@
-# needs: images, fetched base networks.   makes: networks, paths and warps.   next: sampling.smk
+# needs: images, fetched base networks.   makes: networks, paths, warps, searched levels.   next: sampling.smk
 
 
 rule pretrain:
@@ -167,3 +167,33 @@ use rule warp as warp_per_nfe with:
 
 
 ruleorder: warp_per_nfe > warp
+
+
+rule search:
+    """Levels for every budget, along the trajectories of a few warm-up noises."""
+    input:
+        network=lambda wildcards: network_file(
+            wildcards.dataset, DATASETS[wildcards.dataset]["searches"][wildcards.search]["network"]
+        ),
+        path=lambda wildcards: path_file(
+            wildcards.dataset, DATASETS[wildcards.dataset]["searches"][wildcards.search]["path"]
+        ),
+    output:
+        "results/{dataset}/searches/{search}.safetensors",
+    log:
+        "results/{dataset}/logs/search/{search}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/search/{search}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: cpus("search")
+    resources:
+        **asks("search"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        settings=search_settings,
+    shell:
+        "exec python -m anisodiff search --dataset {params.dataset:q} --settings {params.settings:q}"
+        " --network {input.network:q} --path {input.path:q} --output {output:q}"
+        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"

@@ -1,0 +1,79 @@
+"""The search stage: from a network and its path to levels for every budget, in one file."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anisodiff import checkpoints, gits, grids
+from anisodiff.budgets import Budget
+from anisodiff.compute import CPU, Compute
+from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError, provenance
+from anisodiff.generation import draw
+from anisodiff.grids import Levels
+
+
+def search_levels(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    network_file: Path,
+    path_file: Path,
+    output: Path,
+    compute: Compute = CPU,
+) -> None:
+    """Search levels for every number of steps that the fine grid has.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: grid, points, images, seed, cost, gamma.
+        network_file: the network.
+        path_file: the path.
+        output: safetensors file of the fine grid and the ways through it.
+        compute: where, and in which precision.
+    """
+    began = time.monotonic()
+    compute = compute.begin()
+    network, about = checkpoints.load_network(network_file)
+    path, path_about = checkpoints.load_path(path_file)
+    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body).to(compute.device)
+    if settings["grid"] == "karras":
+        count, low, high = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
+        fine = grids.karras(settings["points"], count, low, high, denoise=False)
+    else:
+        fine = grids.uniform(path, settings["points"], denoise=False)
+    seeds = range(settings["seed"], settings["seed"] + settings["images"])
+    noise, labels = draw(seeds, network.shape, network.classes if dataset["labels"] else 0)
+    noise, labels = noise.to(compute.device), None if labels is None else labels.to(compute.device)
+    moved = Levels(fine.nodes.to(compute.device), fine.inner.to(compute.device)).of(labels)
+    found = gits.search(denoiser, noise, moved, labels, settings["cost"], settings["gamma"])
+    tensors = {"nodes": fine.nodes}
+    for kind, ways in (("way", found.ways), ("analytic", found.analytic_ways)):
+        tensors |= {f"{kind}-{steps}": torch.tensor(way) for steps, way in ways.items()}
+    parts = dict(zip(("trajectories", "costs", "programming"), found.seconds, strict=True))
+    made = provenance({"dataset": dataset, "search": settings}, [about, path_about])
+    made |= {"search": True, "parts": parts, "made_on": compute.made_on()}
+    checkpoints.save(output, tensors, made | {"device_seconds": round(time.monotonic() - began, 1)})
+    print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in parts.items()))
+
+
+def found_levels(file: Path, budget: Budget, analytic: bool) -> Levels:
+    """The levels that a search found for a budget.
+
+    Args:
+        file: of the stage `search`.
+        budget: how many nodes above 0, and whether a step to 0 follows.
+        analytic: the first step is analytic.
+
+    Raises:
+        StageError: the search has no such number of steps.
+    """
+    tensors, about = checkpoints.read(file)
+    if not about.get("search"):
+        raise StageError(f"{file}: holds no search: give the file of a search")
+    name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
+    if name not in tensors:
+        raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
+    nodes = tensors["nodes"][tensors[name]]
+    return grids.levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), budget.to_zero)
