@@ -138,16 +138,19 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         elif "search" in method:
             raise StageError(f"{where}.methods.{name}.search: only the grid 'searched' takes one: remove it")
         search = dataset["searches"].get(method.get("search"))
-        _check_method(where, name, method, dataset["sampling"]["nfe"], search)
+        _check_method(where, name, method, method["nfe"] or dataset["sampling"]["nfe"], search)
     for name in dataset["plots"]["strip_methods"]:
         check("plots.strip_methods", name, set(methods))
-    unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for nfe in dataset["sampling"]["nfe"]})
+    budgets = {name: method["nfe"] or dataset["sampling"]["nfe"] for name, method in methods.items()}
+    unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for each in budgets.values() for nfe in each})
     if unknown:
-        raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no such budget in sampling.nfe")
+        raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no method has such a budget")
     if dataset["reference"] is not None and dataset["features"]["kind"] != "inception":
         raise StageError(f"{where}.reference: published statistics are of Inception's features: set it to null")
-    if (nfe := dataset["plots"]["grid_nfe"]) is not None and nfe not in dataset["sampling"]["nfe"]:
-        raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget in sampling.nfe")
+    nfe = dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
+    for name in dataset["plots"]["strip_methods"]:
+        if nfe not in budgets[name]:
+            raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
 
 
 def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:

@@ -41,19 +41,35 @@ def ranges(sampling: dict[str, Any], nfe: int) -> int:
     return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
 
 
-def shards(sampling: dict[str, Any]) -> list[tuple[int, int]]:
-    """First and last seed of every sampling job: fixed ranges, so that a new one leaves the others as they are."""
+def budgets(dataset: dict[str, Any], method: str) -> list[int]:
+    """Of a method: its own, or those of the dataset."""
+    return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
+
+
+def shards(dataset: dict[str, Any], method: str) -> list[tuple[int, int]]:
+    """First and last seed of a method's sampling jobs: fixed ranges, so that a new one leaves the others alone."""
+    sampling = dataset["sampling"]
     images, shard = sampling["images"], sampling["shard"]
     return [
         (first, min(first + shard, (index + 1) * images) - 1)
-        for index in range(max(ranges(sampling, nfe) for nfe in sampling["nfe"]))
+        for index in range(max(ranges(sampling, nfe) for nfe in budgets(dataset, method)))
         for first in range(index * images, (index + 1) * images, shard)
     ]
 
 
+def warp_budgets(dataset: dict[str, Any], warp: str) -> set[int]:
+    """Budgets of all methods on a warp."""
+    return {
+        nfe
+        for method, settings in dataset["methods"].items()
+        if settings.get("warp") == warp
+        for nfe in budgets(dataset, method)
+    }
+
+
 def jobs(dataset: dict[str, Any]) -> Counter:
     """Jobs of a dataset by rule, all it needs made from nothing, but for downloads, which datasets share."""
-    used, sampling = needed(dataset), dataset["sampling"]
+    used = needed(dataset)
     per_nfe = [name for name in used["warps"] if dataset["warps"][name]["steps"] == "per_nfe"]
     counted = Counter(
         images=1,
@@ -63,9 +79,9 @@ def jobs(dataset: dict[str, Any]) -> Counter:
         path=len(used["paths"]),
         finetune=len(used["runs"]),
         warp=len(used["warps"]) - len(per_nfe),
-        warp_per_nfe=len(per_nfe) * len(sampling["nfe"]),
+        warp_per_nfe=sum(len(warp_budgets(dataset, name)) for name in per_nfe),
         search=len(used["searches"]),
-        sample=len(dataset["methods"]) * len(shards(sampling)),
+        sample=sum(len(shards(dataset, method)) for method in dataset["methods"]),
         trajectory=len(dataset["plots"]["strip_methods"]),
         distance=1,
         table=1,
@@ -85,18 +101,16 @@ def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, 
     runs = {name: dataset["runs"][name]["kimg"] * 1000 for name in used["runs"]}
     warps = {name: dataset["warps"][name]["kimg"] * 1000 for name in used["warps"]}
     for name in warps:
-        warps[name] *= len(sampling["nfe"]) if dataset["warps"][name]["steps"] == "per_nfe" else 1
-    methods = len(dataset["methods"])
-    images = methods * sum(sampling["images"] * ranges(sampling, nfe) for nfe in sampling["nfe"])
-    evaluations = methods * sum(sampling["images"] * ranges(sampling, nfe) * nfe for nfe in sampling["nfe"])
+        warps[name] *= len(warp_budgets(dataset, name)) if dataset["warps"][name]["steps"] == "per_nfe" else 1
+    cells = [(nfe, ranges(sampling, nfe)) for method in dataset["methods"] for nfe in budgets(dataset, method)]
+    images = sampling["images"] * sum(count for _, count in cells)
+    evaluations = sampling["images"] * sum(nfe * count for nfe, count in cells)
     features = FEATURES[dataset["features"]["kind"]]
-    cells = methods * sum(
-        -(-sampling["images"] // sampling["shard"]) * ranges(sampling, nfe) for nfe in sampling["nfe"]
-    )
+    files = -(-sampling["images"] // sampling["shard"]) * sum(count for _, count in cells)
     found: dict[str, int | float | None] = {
         "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
         "sampling hours": None, "training hours": None, "bytes": None,
-        "cell bytes": cells * features * (features + 1) / 2 * 8,
+        "cell bytes": files * features * (features + 1) / 2 * 8,
     }  # fmt: skip
     if measured is not None:
         seconds = evaluations / measured["evaluations_per_second"] + images / measured["features_per_second"]

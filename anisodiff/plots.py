@@ -241,8 +241,8 @@ def samples(settings: dict[str, Any]) -> Figure:
     nfe, folder = settings["grid_nfe"], Path(settings["samples"])
     panels = {"data": Path(settings["reference"])}
     for method in settings["methods"]:
-        first = min((folder / method / f"nfe{nfe}").glob("0-*.safetensors"))
-        panels[f"{method}, NFE {nfe}"] = first
+        if firsts := list((folder / method / f"nfe{nfe}").glob("0-*.safetensors")):
+            panels[f"{method}, NFE {nfe}"] = min(firsts)
     columns = 4
     rows = int(np.ceil(len(panels) / columns))
     figure, all_axes = plt.subplots(rows, columns, figsize=(7.2, 1.95 * rows), squeeze=False)

@@ -76,7 +76,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("cluster", {"jobs": {"finetun": {"gpus": 2}}}, r"cluster\.jobs: 'finetun' is not one of"),
         ("datasets.digits.jobs", {"finetune": {"gpu": 2}}, r"jobs\.finetune\.gpu: unknown key; known here: cpus, gpus"),
         ("datasets.digits.sampling.nfe", [1], r"sampling\.nfe: method '.*': 1 cannot be spent"),
-        ("datasets.digits.sampling.ranges_at", {7: 2}, r"ranges_at\.7: no such budget"),
+        ("datasets.digits.sampling.ranges_at", {7: 2}, r"ranges_at\.7: no method has such a budget"),
         ("datasets.digits.plots", {"strip_methods": ["iso", "anni"]}, r"plots\.strip_methods: 'anni' is unknown"),
         ("datasets.digits.base.sha256", "abc", r"base\.sha256: 'abc' does not match"),
     ],

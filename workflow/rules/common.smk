@@ -151,15 +151,19 @@ def grid_files(dataset, method, nfes):
     return [f"results/{dataset}/warps/{name}.safetensors"]
 
 
-def budgets(dataset, first):
+def budgets(dataset, method, first):
     """Budgets whose seed ranges reach the image `first`."""
     sampling = DATASETS[dataset]["sampling"]
-    return [nfe for nfe in sampling["nfe"] if int(first) < planning.ranges(sampling, nfe) * sampling["images"]]
+    every = planning.budgets(DATASETS[dataset], method)
+    return [nfe for nfe in every if int(first) < planning.ranges(sampling, nfe) * sampling["images"]]
 
 
 def manifests(dataset):
-    methods, shards = DATASETS[dataset]["methods"], planning.shards(DATASETS[dataset]["sampling"])
-    return [f"results/{dataset}/samples/{method}/{a}-{b}.json" for method in methods for a, b in shards]
+    return [
+        f"results/{dataset}/samples/{method}/{first}-{last}.json"
+        for method in DATASETS[dataset]["methods"]
+        for first, last in planning.shards(DATASETS[dataset], method)
+    ]
 
 
 def results_of(dataset):
@@ -205,7 +209,9 @@ def sample_inputs(wildcards, nfes):
 def method_json(wildcards):
     """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
     method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return as_json({key: value for key, value in method.items() if key not in ("network", "path", "warp", "search")})
+    return as_json(
+        {key: value for key, value in method.items() if key not in ("network", "path", "warp", "search", "nfe")}
+    )
 
 
 def plotted_paths(dataset):

@@ -8,7 +8,9 @@
 rule sample:
     """Feature statistics of one seed range of a method, at every budget."""
     input:
-        unpack(lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.first))),
+        unpack(
+            lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.method, wildcards.first))
+        ),
         features=features_file,
     output:
         "results/{dataset}/samples/{method}/{first}-{last}.json",
@@ -25,7 +27,7 @@ rule sample:
         compute=compute_json(),
         dataset=dataset_json,
         method=method_json,
-        nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.first)],
+        nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.method, wildcards.first)],
         grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
