@@ -355,11 +355,12 @@ def table(
     distances: Annotated[Path, typer.Option(help="CSV of the distance stage.")],
     methods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the methods.")],
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
+    ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff import tables
 
-    tables.table(distances, methods, output)
+    tables.table(distances, methods, output, ladder)
 
 
 @app.command()

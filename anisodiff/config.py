@@ -141,6 +141,8 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         _check_method(where, name, method, method["nfe"] or dataset["sampling"]["nfe"], search)
     for name in dataset["plots"]["strip_methods"]:
         check("plots.strip_methods", name, set(methods))
+    for name in dataset["ladder"]:
+        check("ladder", name, set(methods))
     budgets = {name: method["nfe"] or dataset["sampling"]["nfe"] for name, method in methods.items()}
     unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for each in budgets.values() for nfe in each})
     if unknown:

@@ -106,28 +106,26 @@ def _train_network(
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
         checkpoints.save_network(output, training.ema["network"], **about)
 
-    outputs = [output] if output_path is None else [output, output_path]
-    _drive(work, settings, inputs, outputs, compute, finish)
+    _drive(work, settings, inputs, output, compute, finish)
 
 
 def _drive(
     work: Work,
     settings: dict[str, Any],
     inputs: list[Path],
-    outputs: list[Path],
+    output: Path,
     compute: Compute,
     finish: Callable[[], None],
 ) -> None:
     """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
-    key, main = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs]), outputs[0]
-    store = ResumeStore(main.parent / ".state" / main.stem, key)
-    if not store.bring_back(outputs):
-        store.load(work.training)
-        log, device = main.with_suffix(".jsonl"), compute.device
-        run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], main.stem, device)
-        if parallel.rank() == 0:
-            finish()
-            store.finish(outputs)
+    key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
+    store = ResumeStore(output.parent / ".state" / output.stem, key)
+    store.load(work.training)
+    log, device = output.with_suffix(".jsonl"), compute.device
+    run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
+    if parallel.rank() == 0:
+        finish()
+        store.clear()
     parallel.leave()
 
 
@@ -157,4 +155,4 @@ def learn_warp(
         checkpoints.save_warp(output, work.training.ema["warp"], **made)
 
     inputs = [data.about(images), network_file, path_file]
-    _drive(work, settings, inputs, [output], compute, finish)
+    _drive(work, settings, inputs, output, compute, finish)

@@ -97,13 +97,14 @@ def _union(values: pd.Series) -> str:
     return " ".join(sorted({each for value in values for each in value.split()}))
 
 
-def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path) -> None:
+def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path, ladder: Sequence[str] = ()) -> None:
     """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
     Args:
         distance_file: from `distances`.
         methods: settings of the methods, in the order of the rows.
         output: folder.
+        ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
     """
     rows = pd.read_csv(distance_file)
     tidy = cells(rows, list(methods))
@@ -112,7 +113,7 @@ def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path)
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
     write_text(output / "cost.md", cost_page(spent))
     page = Page(tidy, rows, methods)
-    write_text(output / "table.md", page.markdown())
+    write_text(output / "table.md", page.markdown() + (page.ladder(ladder) if ladder else ""))
     write_text(output / "table.tex", page.latex())
 
 
@@ -220,6 +221,32 @@ class Page:
         rows = [self._head, ["---"] * len(self._head), *self._rows("**{}**", " ± ", " †", " ‡")]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
+
+    def ladder(self, names: Sequence[str]) -> str:
+        """Rows that add one ingredient each, cells with their change from the row above; and the best of all rows."""
+        columns = [nfe for nfe in self.mean.columns if self.mean.loc[list(names), nfe].notna().any()]
+        head = ["row", "adds", *(f"NFE {nfe}" for nfe in columns)]
+        rows = [head, ["---"] * len(head)]
+        for above, name in zip([None, *names], names, strict=False):
+            cells = []
+            for nfe in columns:
+                value = self.mean.loc[name, nfe]
+                before = self.mean.loc[above, nfe] if above else float("nan")
+                text = "" if pd.isna(value) else f"{value:.2f}"
+                cells.append(text if pd.isna(value - before) else f"{text} ({value - before:+.2f})")
+            rows.append([name, self._added(above, name), *cells])
+        best = [f"{self.mean[nfe].min():.2f} {self.mean[nfe].idxmin()}" for nfe in columns]
+        rows.append(["best of the table", "", *best])
+        lines = ["", "What each ingredient buys (change from the row above):", ""]
+        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+    def _added(self, above: str | None, name: str) -> str:
+        """Settings that are not those of the row above."""
+        if above is None:
+            return ""
+        new, old = self.methods[name], self.methods[above]
+        kinds = ("network", "path", "grid", "solver")
+        return ", ".join(f"{kind} {new[kind]}" for kind in kinds if new[kind] != old[kind])
 
     def latex(self) -> str:
         head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$")

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -289,37 +289,12 @@ class ResumeStore:
         training.load(tensors, about)
         return True
 
-    def finish(self, outputs: Sequence[Path]) -> None:
-        """Drop the states, and keep a link to what was made: the workflow deletes files whose end it did not see.
-
-        Links take no space. Those of other keys go; on a file system without links none is kept.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self.folder.parent.glob("*/made-*"):
-            old.unlink()
-        with contextlib.suppress(OSError):
-            for output in outputs:
-                os.link(output, self._link(output))
+    def clear(self) -> None:
         for path in self._states():
             path.unlink()
-
-    def bring_back(self, outputs: Sequence[Path]) -> bool:
-        """Put in place what an earlier process made by the same key, version and torch; False if there is none."""
-        try:
-            about = checkpoints.header(self._link(outputs[0]))
-            known = version() in about["versions"] and about["made_on"]["torch"] == torch.__version__
-        except StageError:
-            known = False
-        known = parallel.of_first(known and all(self._link(output).is_file() for output in outputs))
-        if known and parallel.rank() == 0:
-            for output in outputs:
-                if not output.exists():
-                    os.link(self._link(output), output)
-            print(f"{self.folder}: made before; brought back")
-        return known
-
-    def _link(self, output: Path) -> Path:
-        return self.folder / f"made-{output.name}"
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))

@@ -88,6 +88,18 @@ def test_a_missing_shard_is_named(results):
     assert not (results / "e.csv").exists()
 
 
+def test_a_ladder_shows_what_each_row_buys(results):
+    tables.table(results / "d.csv", METHODS, results, ["second", "first"])
+    page = (results / "table.md").read_text()
+    mean = pd.read_csv(results / "table.csv").set_index(["method", "nfe"])["mean"]
+    rungs = [line for line in page.split("What each ingredient buys")[1].splitlines() if line.startswith("| ")]
+    assert rungs[0] == "| row | adds | NFE 9 | NFE 11 |"
+    assert rungs[2].startswith(f"| second |  | {mean['second', 9]:.2f} |")
+    change = mean["first", 9] - mean["second", 9]
+    assert rungs[3].startswith(f"| first | solver midpoint | {mean['first', 9]:.2f} ({change:+.2f}) |")
+    assert rungs[4].startswith(f"| best of the table |  | {mean['first', 9]:.2f} first |")
+
+
 def test_cost_stands_beside_the_distance(results):
     tables.table(results / "d.csv", METHODS, results)
     spent, tidy = pd.read_csv(results / "cost.csv"), pd.read_csv(results / "table.csv")

@@ -46,9 +46,7 @@ def test_stopped_and_started_again_ends_with_the_same_weights(start, through, tm
     steps = [json.loads(line)["step"] for line in (tmp_path / "network.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 80
-    assert sorted(path.name for path in tmp_path.glob(".state/*/*/*")) == [
-        "made-network.safetensors", "made-path.safetensors",
-    ]  # fmt: skip
+    assert not list(tmp_path.glob(".state/**/*"))
     if stop == signal.SIGTERM:
         assert "state saved; start again to go on" in stopped.stderr
 
@@ -60,18 +58,6 @@ def test_the_path_was_learned_and_the_kimg_counted(start, through):
     assert about["kimg"] == pytest.approx(2.56)
     assert about["versions"]
     assert about["settings"]["run"]["share"] == 0.25
-
-
-def test_what_was_made_outlives_the_deletion_of_its_output(start, through):
-    """As when the workflow did not live to see a job's end, and deletes the outputs as incomplete."""
-    expected, inodes = weights(through), {}
-    for name in ("network.safetensors", "path.safetensors"):
-        inodes[name] = (through / name).stat().st_ino
-        (through / name).unlink()
-    again = run(start, through, RUN)
-    assert again.returncode == 0
-    assert all((through / name).stat().st_ino == inode for name, inode in inodes.items())
-    assert all(torch.equal(value, weights(through)[name]) for name, value in expected.items())
 
 
 def test_a_state_of_other_settings_is_not_used(start, tmp_path):

@@ -39,9 +39,11 @@ rule table:
     params:
         # a list, so that the order of the rows is the configuration's
         methods=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]["methods"]),
+        ladder=lambda wildcards: [f"--ladder {name}" for name in DATASETS[wildcards.dataset]["ladder"]],
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input:q} --methods {params.methods:q} --output {params.folder:q}"
+        " {params.ladder}"
         " >{log} 2>&1"
 
 
