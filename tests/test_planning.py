@@ -81,3 +81,18 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     assert "?" not in page
     unknown = planning.page(config, 2, tmp_path / "elsewhere")
     assert "make the target `throughput`" in unknown
+
+
+def test_the_ladder_has_every_solver_and_its_jobs(tmp_path):
+    """Given after the experiment that it adds to."""
+    utils = pytest.importorskip("snakemake.utils")
+    config = configuration("config/config.yaml")
+    utils.update_config(config, configuration("config/ladder.yaml"))
+    dataset = resolve(config, SCHEMA)["datasets"]["digits"]
+    solvers = {method["solver"] for method in dataset["methods"].values()}
+    assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "ipndm"}
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    found = jobs(tmp_path, config)
+    del found["all"], found["download"]
+    assert planning.jobs(dataset) == found
+    assert found["search"] == 3
