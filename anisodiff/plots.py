@@ -81,36 +81,54 @@ def _legend_beside(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
+LINES = 10  # a panel, at most
+
+
 def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
-    """Paper, Figure 2. Bars are one standard deviation over seed ranges, where there are several."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    for method, style in zip(methods, _styles(len(methods)), strict=True):
-        rows = tidy[tidy["method"] == method].sort_values("nfe")
-        axes.errorbar(
-            rows["nfe"],
-            rows["mean"],
-            rows["std"].fillna(0),
-            label=method,
-            markersize=4,
-            linewidth=1.2,
-            capsize=2,
-            **style,
-        )
+    """Paper, Figure 2. Bars are one standard deviation over seed ranges, where there are several.
+
+    Many methods are shared out to panels; the grey line in each is the best of all.
+    """
+    panels = -(-len(methods) // LINES)
+    size = -(-len(methods) // panels)
+    figure, all_axes = plt.subplots(
+        panels, figsize=(7.2, 4.2 if panels == 1 else 3.1 * panels), sharex=True, sharey=True, squeeze=False
+    )
     budgets = sorted(tidy["nfe"].unique())
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
-    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    best = tidy.groupby("nfe")["mean"].min()
+    for index, axes in enumerate(all_axes[:, 0]):
+        if panels > 1:
+            axes.plot(best.index, best, color="0.75", linewidth=5, label="best of all", zorder=0)
+        shown = methods[index * size : (index + 1) * size]
+        for method, style in zip(shown, _styles(len(shown)), strict=True):
+            rows = tidy[tidy["method"] == method].sort_values("nfe")
+            axes.errorbar(
+                rows["nfe"], rows["mean"], rows["std"].fillna(0), label=method, markersize=4, linewidth=1.2, capsize=2,
+                **style,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.set_xticks(budgets, _apart(budgets))
+        axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]].replace(", ", ",\n"))
+        _legend_beside(axes)
     axes.set_xlabel("NFE (denoiser evaluations an image)")
-    axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]])
-    axes.set_title(
+    all_axes[0, 0].set_title(
         f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9
     )
-    _legend_beside(axes)
     return figure
+
+
+def _apart(budgets: list[int], ratio: float = 1.11) -> list[str]:
+    """Labels of logarithmic ticks, without those that would touch the one before."""
+    labels, last = [], 0.0
+    for nfe in budgets:
+        labels.append(str(nfe) if nfe >= last * ratio else "")
+        last = nfe if labels[-1] else last
+    return labels
 
 
 def _curves(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_training import DATASET, ROOT, RUN, digits, start  # noqa: F401 - a fixture
+from runs import DATASET, ROOT, RUN
 
 from anisodiff import checkpoints, cli, datasets, download, sampling
 from anisodiff.compute import Compute
@@ -51,7 +51,7 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path, content):
         checkpoints.load_network(file)
 
 
-def test_another_kind_of_file_is_refused(tmp_path, start):  # noqa: F811
+def test_another_kind_of_file_is_refused(tmp_path, start):
     network, path, _ = start
     with pytest.raises(StageError, match="holds no network"):
         checkpoints.load_network(path)
@@ -74,7 +74,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def finetune(start, folder: Path, settings: dict, **options) -> subprocess.CompletedProcess:  # noqa: F811
+def finetune(start, folder: Path, settings: dict, **options) -> subprocess.CompletedProcess:
     return anisodiff(
         "finetune", "--dataset", json.dumps(DATASET), "--settings", json.dumps(settings),
         "--network", str(start[0]), "--path", str(start[1]), "--images", str(start[2]),
@@ -83,14 +83,14 @@ def finetune(start, folder: Path, settings: dict, **options) -> subprocess.Compl
     )  # fmt: skip
 
 
-def test_a_loss_that_is_nan(start, tmp_path):  # noqa: F811
+def test_a_loss_that_is_nan(start, tmp_path):
     failed = finetune(start, tmp_path, {**RUN, "learning_rate": 1e30, "ramp_kimg": 0, "guard_kimg": 100})
     assert "anisodiff: the loss is" in one_line(failed)
     assert "lower the learning rates" in failed.stderr
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
+def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):
     made = finetune(
         start, tmp_path, {**RUN, "path_learning_rate": 3.0, "ramp_kimg": 0, "guard_kimg": 0.1, "guard_tolerance": 0.02}
     )
@@ -101,7 +101,7 @@ def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):  # noqa: F811
     assert path.schedule.curve.logs.isfinite().all()
 
 
-def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):  # noqa: F811
+def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     other = tmp_path / "edm.safetensors"
     checkpoints.convert(ROOT / "tests/data/edm/ddpmpp-uncond-16.pkl", other)
     failed = finetune((other, *start[1:]), tmp_path, RUN)
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):  # noqa: F811
         sampling.Sampler({"sigma_data": 0.5, "labels": False}, method, [other, start[1]], Compute())
 
 
-def test_labels_that_are_missing(start, tmp_path):  # noqa: F811
+def test_labels_that_are_missing(start, tmp_path):
     for index in range(80):
         (tmp_path / "set").mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"set/{index}.png")
@@ -126,7 +126,7 @@ def test_a_device_that_is_not_here():
     assert "torch sees no GPU here: set device to cpu" in one_line(failed)
 
 
-def test_a_full_disk(start, tmp_path):  # noqa: F811
+def test_a_full_disk(start, tmp_path):
     """A limit on the size of files stands in for a small disk."""
     failed = finetune(
         start, tmp_path, {**RUN, "kimg": 0.32}, prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash")
@@ -135,7 +135,7 @@ def test_a_full_disk(start, tmp_path):  # noqa: F811
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_no_write_permission(start, tmp_path):  # noqa: F811
+def test_no_write_permission(start, tmp_path):
     readable = tmp_path / "readable"
     readable.mkdir()
     readable.chmod(0o555)
