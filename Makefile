@@ -11,8 +11,9 @@ ARGS ?=
 demo: $(VENV)/made
 	snakemake --profile local --cores $(CORES) $(ARGS)
 
+# files of tests side by side
 test: $(VENV)/made
-	pytest $(ARGS)
+	pytest -n $(CORES) --dist loadfile $(ARGS)
 
 # on a real Slurm that lives on loopback while the tests run; as root, Debian's packages are installed for it.
 # `make test-slurm SLURM=all` kills everything that can be killed (half an hour)
