@@ -25,7 +25,7 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         settings: the dataset's resolved configuration.
         output: folder to fill; files of an earlier run are replaced.
     """
-    for file in [*(results / name for name in FILES), *sorted((results / "plots").iterdir())]:
+    for file in [*(results / name for name in FILES), *sorted((results / "plots").glob("[!.]*"))]:
         with atomic(output / file.relative_to(results)) as temporary:
             shutil.copyfile(file, temporary)
     table = pd.read_csv(results / "table.csv", dtype=str)
