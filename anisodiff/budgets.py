@@ -27,6 +27,16 @@ class Budget:
         return self.points - 1 + self.to_zero
 
 
+def budgets(dataset: dict[str, Any], method: str) -> list[int]:
+    """Of a method: its own, or those of the dataset."""
+    return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
+
+
+def grid_nfe(dataset: dict[str, Any]) -> int:
+    """Budget of the strips and sample grids."""
+    return dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
+
+
 def spend(nfe: int, method: dict[str, Any]) -> Budget:
     """The grid's size for exactly `nfe` evaluations an image.
 
@@ -55,11 +65,12 @@ def spend(nfe: int, method: dict[str, Any]) -> Budget:
             f"{nfe} cannot be spent: {solver} on the {method['grid']} grid {ends} and takes {kind} budgets; "
             f"use {nfe - 1} or {nfe + 1}"
         )
-    if steps + to_zero < 1 or (each == 2 and steps < 1):
+    budget = Budget(steps + 1, to_zero)
+    if budget.steps < 1 or (each == 2 and steps < 1):
         raise StageError(f"{nfe} cannot be spent: {solver} needs {each} or more")
-    if method["order"] is not None and method["order"] > steps + to_zero:
+    if method["order"] is not None and method["order"] > budget.steps:
         raise StageError(
-            f"{nfe} cannot be spent: {solver} of order {method['order']} makes {steps + to_zero} steps with it; "
+            f"{nfe} cannot be spent: {solver} of order {method['order']} makes {budget.steps} steps with it; "
             "use more, or a lower order"
         )
-    return Budget(steps + 1, to_zero)
+    return budget

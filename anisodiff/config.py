@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from anisodiff.budgets import ORDERS, spend
+from anisodiff.budgets import ORDERS, budgets, grid_nfe, spend
 from anisodiff.files import StageError
 
 PREFIX = "configuration"
@@ -84,7 +84,7 @@ def _one_line(error: Any) -> str:
 
 
 def _check_references(where: str, dataset: dict[str, Any]) -> None:
-    runs, paths, warps, methods = (dataset[key] for key in ("runs", "paths", "warps", "methods"))
+    runs, paths, warps, searches, methods = (dataset[key] for key in ("runs", "paths", "warps", "searches", "methods"))
     networks = {"base", *runs}
 
     def check(key: str, name: str, known: set[str]) -> None:
@@ -93,9 +93,8 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
 
     for kind in ("paths", "runs"):
         for name, entry in dataset[kind].items():
-            subspaces = entry["subspaces"]
-            if isinstance(subspaces, str) and subspaces.startswith("basis:"):
-                check(f"{kind}.{name}.subspaces", subspaces.removeprefix("basis:"), set(dataset["bases"]))
+            if basis := basis_of(entry["subspaces"]):
+                check(f"{kind}.{name}.subspaces", basis, set(dataset["bases"]))
             if entry["schedules"] == "class" and not dataset["labels"]:
                 raise StageError(f"{where}.{kind}.{name}.schedules: one a class needs labels: set labels to true")
     if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
@@ -119,40 +118,42 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         check(f"warps.{name}.path", warp["path"], {*paths, *runs})
         if (paths | runs)[warp["path"]]["schedules"] == "class":
             raise StageError(f"{where}.warps.{name}.path: {warp['path']!r} has a schedule a class, and no common time")
-    for name, search in dataset["searches"].items():
+    for name, search in searches.items():
         check(f"searches.{name}.network", search["network"], networks)
         check(f"searches.{name}.path", search["path"], {*paths, *runs})
     for name, method in methods.items():
         check(f"methods.{name}.network", method["network"], networks)
         check(f"methods.{name}.path", method["path"], {*paths, *runs})
-        if method["grid"] == "warped":
-            check(f"methods.{name}.warp", method.get("warp", ""), set(warps))
-            if warps[method["warp"]]["path"] != method["path"]:
-                raise StageError(f"{where}.methods.{name}.warp: {method['warp']!r} is the warp of another path")
-        elif "warp" in method:
-            raise StageError(f"{where}.methods.{name}.warp: only the grid 'warped' takes one: remove it")
-        if method["grid"] == "searched":
-            check(f"methods.{name}.search", method.get("search", ""), set(dataset["searches"]))
-            if dataset["searches"][method["search"]]["path"] != method["path"]:
-                raise StageError(f"{where}.methods.{name}.search: {method['search']!r} is a search on another path")
-        elif "search" in method:
-            raise StageError(f"{where}.methods.{name}.search: only the grid 'searched' takes one: remove it")
-        search = dataset["searches"].get(method.get("search"))
-        _check_method(where, name, method, method["nfe"] or dataset["sampling"]["nfe"], search)
+        for grid, key, made, said in (
+            ("warped", "warp", warps, "the warp of"),
+            ("searched", "search", searches, "a search on"),
+        ):
+            if method["grid"] == grid:
+                check(f"methods.{name}.{key}", method.get(key, ""), set(made))
+                if made[method[key]]["path"] != method["path"]:
+                    raise StageError(f"{where}.methods.{name}.{key}: {method[key]!r} is {said} another path")
+            elif key in method:
+                raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
+        _check_method(where, name, method, budgets(dataset, name), searches.get(method.get("search")))
     for name in dataset["plots"]["strip_methods"]:
         check("plots.strip_methods", name, set(methods))
     for name in dataset["ladder"]:
         check("ladder", name, set(methods))
-    budgets = {name: method["nfe"] or dataset["sampling"]["nfe"] for name, method in methods.items()}
-    unknown = sorted(set(dataset["sampling"]["ranges_at"]) - {str(nfe) for each in budgets.values() for nfe in each})
+    known = {str(nfe) for name in methods for nfe in budgets(dataset, name)}
+    unknown = sorted(set(dataset["sampling"]["ranges_at"]) - known)
     if unknown:
         raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no method has such a budget")
     if dataset["reference"] is not None and dataset["features"]["kind"] != "inception":
         raise StageError(f"{where}.reference: published statistics are of Inception's features: set it to null")
-    nfe = dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
     for name in dataset["plots"]["strip_methods"]:
-        if nfe not in budgets[name]:
+        if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
             raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
+
+
+def basis_of(subspaces: str | list) -> str | None:
+    """Name of the basis that `subspaces: "basis:NAME"` asks for; None for a partition of the DCT."""
+    named = isinstance(subspaces, str) and subspaces.startswith("basis:")
+    return subspaces.removeprefix("basis:") if named else None
 
 
 def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:
@@ -166,7 +167,7 @@ def _ancestry(where: str, runs: dict[str, Any], name: str) -> None:
 
 
 def _check_method(
-    where: str, name: str, method: dict[str, Any], budgets: list[int], search: dict[str, Any] | None
+    where: str, name: str, method: dict[str, Any], nfes: list[int], search: dict[str, Any] | None
 ) -> None:
     if method["order"] is not None and method["solver"] not in ORDERS:
         raise StageError(f"{where}.methods.{name}.order: {method['solver']} has one order: leave it out")
@@ -175,7 +176,7 @@ def _check_method(
         raise StageError(f"{where}.methods.{name}.order: {method['solver']} has orders 1 to {most}")
     if (method["grid"] == "given") != (method["levels"] is not None):
         raise StageError(f"{where}.methods.{name}.levels: the grid 'given' needs them, and no other takes them")
-    for nfe in budgets:
+    for nfe in nfes:
         try:
             budget = spend(nfe, method)
         except StageError as error:

@@ -37,9 +37,9 @@ class Trajectories:
 
     def euler(self, j: int, analytic: bool = False) -> Float[Tensor, "m b c h w"]:
         """Where one Euler step from node j leads at every later node; with the analytic first direction, if asked."""
-        sigma, scale = self.levels.nodes[j], self.problem.scale
-        flow = -scale(self.states[j], (1 + sigma.square()).rsqrt()) if analytic else self.flows[j]
-        return torch.stack([self.states[j] - scale(flow, later - sigma) for later in self.levels.nodes[j + 1 :]])
+        z, sigma = self.states[j], self.levels.nodes[j]
+        flow = self.problem.analytic_flow(z, sigma) if analytic else self.flows[j]
+        return torch.stack([z - self.problem.scale(flow, later - sigma) for later in self.levels.nodes[j + 1 :]])
 
 
 def teach(

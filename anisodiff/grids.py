@@ -133,10 +133,14 @@ class VpTime:
         return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
 
 
+def at(nodes: Float[Tensor, "n b j"], denoise: bool = False) -> Levels:
+    """Levels at these nodes; inner points at geometric means."""
+    return levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), denoise)
+
+
 def given(nodes: Sequence[float], subspaces: int) -> Levels:
-    """Levels by hand, falling; inner points at geometric means."""
-    nodes = torch.tensor(nodes, dtype=torch.float64)[:, None, None].expand(-1, 1, subspaces)
-    return Levels(nodes, (nodes[1:] * nodes[:-1]).sqrt())
+    """Levels by hand, falling."""
+    return at(torch.tensor(nodes, dtype=torch.float64)[:, None, None].expand(-1, 1, subspaces))
 
 
 def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: bool = True) -> Levels:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anisodiff import checkpoints, data
+from anisodiff.config import basis_of
 from anisodiff.files import StageError
 from anisodiff.paths import NoisePath
 from anisodiff.pca import PcaSubspaces, principal_subspaces
@@ -58,7 +59,7 @@ def principal_basis(dataset: dict[str, Any], settings: dict[str, Any], images_fo
 
 def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
     """A partition of the DCT basis, or the principal subspaces of a file."""
-    if not (isinstance(kind, str) and kind.startswith("basis:")):
+    if basis_of(kind) is None:
         return Subspaces(partition(size, kind))
     if basis is None:
         raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")

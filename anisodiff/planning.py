@@ -1,9 +1,13 @@
 """What a configuration will take, before anything is submitted: jobs, evaluations, device hours, disk."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from anisodiff.budgets import budgets
+from anisodiff.config import basis_of
 
 FEATURES = {"inception": 2048, "efficientnet-lite0": 1280, "digits-cnn": 64}
 STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
@@ -13,37 +17,34 @@ def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
     """Runs, paths, bases, warps and searches that the methods of a dataset reach."""
     found: dict[str, set[str]] = {kind: set() for kind in ("runs", "paths", "bases", "warps", "searches")}
 
-    def want(name: str, kind: str) -> None:
+    def want(name: str) -> None:
+        """A network or a path; a run makes both, and no path has a run's name."""
+        kind = "runs" if name in dataset["runs"] else "paths"
         if name == "base" or name in found[kind]:
             return
         found[kind].add(name)
         entry = dataset[kind][name]
         if kind == "runs":
-            want(entry["start"], "runs")
-            want(entry["path"], "runs" if entry["path"] in dataset["runs"] else "paths")
-        if isinstance(entry["subspaces"], str) and entry["subspaces"].startswith("basis:"):
-            found["bases"].add(entry["subspaces"].removeprefix("basis:"))
+            want(entry["start"])
+            want(entry["path"])
+        if basis := basis_of(entry["subspaces"]):
+            found["bases"].add(basis)
 
     for method in dataset["methods"].values():
-        want(method["network"], "runs")
-        want(method["path"], "runs" if method["path"] in dataset["runs"] else "paths")
+        made = [method]
         for kind, one in (("warps", "warp"), ("searches", "search")):
             if one in method:
                 found[kind].add(method[one])
-                made = dataset[kind][method[one]]
-                want(made["network"], "runs")
-                want(made["path"], "runs" if made["path"] in dataset["runs"] else "paths")
+                made.append(dataset[kind][method[one]])
+        for each in made:
+            want(each["network"])
+            want(each["path"])
     return found
 
 
 def ranges(sampling: dict[str, Any], nfe: int) -> int:
     """Seed ranges of a budget."""
     return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
-
-
-def budgets(dataset: dict[str, Any], method: str) -> list[int]:
-    """Of a method: its own, or those of the dataset."""
-    return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
 
 
 def shards(dataset: dict[str, Any], method: str) -> list[tuple[int, int]]:
@@ -121,9 +122,7 @@ def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, 
         wanted = runs | {f"warp {name}": count for name, count in warps.items()}
         if wanted.keys() <= speeds.keys():
             found["training hours"] = sum(count / speeds[name] for name, count in wanted.items()) / 3600
-        pixels = 1
-        for side in measured["shape"]:
-            pixels *= side
+        pixels = math.prod(measured["shape"])
         kept = images * (pixels + 200) if sampling["keep"] == "images" else 0
         networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))
         found["bytes"] = found["cell bytes"] + measured["images"] * pixels + networks + kept
@@ -149,19 +148,16 @@ def page(config: dict[str, Any], downloads: int, results: Path) -> str:
         "disk GB",
         "measured on",
     ]
-    rows, total = [], Counter(download=downloads)
-    sums: Counter = Counter()
+    rows, total, every = [], Counter(download=downloads), []
     for name, dataset in config["datasets"].items():
         file = results / name / "throughput.json"
         measured = json.loads(file.read_text()) if file.is_file() else None
         found, counted = work(dataset, measured), jobs(dataset)
         total += counted
-        known = {key: value for key, value in found.items() if value is not None}
-        sums.update(known)
-        sums.update({f"known {key}": 1 for key in known})
+        every.append(found)
         rows.append(_row(name, counted.total(), found, measured["made_on"]["device"] if measured else "not yet"))
-    count = len(config["datasets"])
-    whole = {key: sums[key] if sums[f"known {key}"] == count else None for key in found}
+    parts = {key: [each[key] for each in every] for key in every[0]}
+    whole = {key: None if None in values else sum(values) for key, values in parts.items()}
     rows.append(_row("all", total.total() + 1, whole, ""))
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [_line(row, widths) for row in [head, *rows]]

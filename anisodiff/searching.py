@@ -75,5 +75,4 @@ def found_levels(file: Path, budget: Budget, analytic: bool) -> Levels:
     name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
     if name not in tensors:
         raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    nodes = tensors["nodes"][tensors[name]]
-    return grids.levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), budget.to_zero)
+    return grids.at(tensors["nodes"][tensors[name]], budget.to_zero)

@@ -56,9 +56,13 @@ class Problem:
         """The flow at levels `sigma`."""
         if self.analytic_next:
             self.analytic_next = False
-            return -self.scale(z, (1 + sigma.square()).rsqrt())
+            return self.analytic_flow(z, sigma)
         flow = self.denoiser.flow(z, sigma.square(), self.labels)
         return self.scale(self._clipped(z + self.scale(flow, sigma)) - z, 1 / sigma) if self.threshold else flow
+
+    def analytic_flow(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """In place of the flow in an analytic first step."""
+        return -self.scale(z, (1 + sigma.square()).rsqrt())
 
     def denoised(self, z: Tensor, sigma: Tensor) -> Tensor:
         """The estimate of the clean image, in coefficients."""

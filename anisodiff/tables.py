@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,25 @@ def cells(distance_rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
         version=("version", _union),
         commit=("commit", _union),
     ).reset_index()
+    return _in_order(table, order)[COLUMNS]
+
+
+def _in_order(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Rows by method as the configuration has them, then by budget."""
     rank = {name: index for index, name in enumerate(order)}
     return table.sort_values(
         ["method", "nfe"], key=lambda column: column.map(rank) if column.name == "method" else column
-    )[COLUMNS]
+    )
 
 
-def _union(values: pd.Series) -> str:
-    return " ".join(sorted({each for value in values for each in value.split()}))
+def _union(values: pd.Series, separator: str = " ") -> str:
+    return separator.join(sorted({each for value in values for each in value.split(separator)}))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
 def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path, ladder: Sequence[str] = ()) -> None:
@@ -128,16 +140,11 @@ def costs(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     found = groups.agg(
         mean=("distance", "mean"), evaluations=("evaluations", "max"), images=("images", "sum"),
         seconds=("seconds", "sum"), training_seconds=("training_seconds", "max"),
-        device=("device", _union_of_names), host=("host", _union),
+        device=("device", partial(_union, separator=", ")), host=("host", _union),
     ).reset_index()  # fmt: skip
     found["images_per_second"] = found["images"] / found["seconds"]
     found["seconds_per_1000"] = 1000 / found["images_per_second"]
-    rank = {name: index for index, name in enumerate(order)}
-    return found.sort_values(["method", "nfe"], key=lambda column: column.map(lambda value: rank.get(value, value)))
-
-
-def _union_of_names(values: pd.Series) -> str:
-    return ", ".join(sorted({each for value in values for each in value.split(", ")}))
+    return _in_order(found, order)
 
 
 def cost_page(spent: pd.DataFrame) -> str:
@@ -148,11 +155,11 @@ def cost_page(spent: pd.DataFrame) -> str:
          f"{row.training_seconds / 3600:.3g}", row.device]
         for row in spent.itertuples()
     ]  # fmt: skip
-    text = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-    return (
-        f"{text}\n\nSampling with its features, averaged over seed ranges. Training: of network, path and warp since "
-        "the base network, summed over devices. Times are comparable on one device, with nothing beside.\n"
+    notes = (
+        "Sampling with its features, averaged over seed ranges. Training: of network, path and warp since the base "
+        "network, summed over devices. Times are comparable on one device, with nothing beside."
     )
+    return f"{_markdown([head, *lines])}\n\n{notes}\n"
 
 
 class Page:
@@ -218,15 +225,14 @@ class Page:
         return notes
 
     def markdown(self) -> str:
-        rows = [self._head, ["---"] * len(self._head), *self._rows("**{}**", " ± ", " †", " ‡")]
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        return "\n".join([*lines, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
+        table = _markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])
+        return "\n".join([table, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
 
     def ladder(self, names: Sequence[str]) -> str:
         """Rows that add one ingredient each, cells with their change from the row above; and the best of all rows."""
         columns = [nfe for nfe in self.mean.columns if self.mean.loc[list(names), nfe].notna().any()]
         head = ["row", "adds", *(f"NFE {nfe}" for nfe in columns)]
-        rows = [head, ["---"] * len(head)]
+        rows = [head]
         for above, name in zip([None, *names], names, strict=False):
             cells = []
             for nfe in columns:
@@ -238,7 +244,7 @@ class Page:
         best = [f"{self.mean[nfe].min():.2f} {self.mean[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
         lines = ["", "What each ingredient buys (change from the row above):", ""]
-        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+        return "\n".join([*lines, _markdown(rows), ""])
 
     def _added(self, above: str | None, name: str) -> str:
         """Settings that are not those of the row above."""

@@ -1,5 +1,6 @@
 """How fast this machine samples and trains: what a plan's hours are computed from."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 
 from anisodiff import checkpoints, data, frechet
 from anisodiff.compute import Compute
+from anisodiff.config import basis_of
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import provenance, write_text
 from anisodiff.initial_paths import split_path, subspaces_of
@@ -55,7 +57,8 @@ def measure(
         "shape": list(loaded.shape),
         "network_bytes": Path(network_file).stat().st_size,
     }
-    denoiser = Denoiser(compute.place(network), edm_path(size).to(compute.device), dataset["sigma_data"], compute.body)
+    placed, path = compute.place(copy.deepcopy(network)), edm_path(size).to(compute.device)
+    denoiser = Denoiser(placed, path, dataset["sigma_data"], compute.body)
     x = torch.randn((batch, *network.shape), generator=torch.Generator().manual_seed(0)).to(compute.device)
     g = torch.ones(batch, 1, dtype=torch.float64, device=compute.device)
     labels = torch.eye(network.classes)[torch.arange(batch) % network.classes] if network.classes else None
@@ -73,25 +76,21 @@ def measure(
     def images_per_second(work: Work) -> float:
         return _calls_per_second(lambda: next(work.records), compute.device, seconds) * work.schedule.batch
 
-    measured: dict[str, float] = {}
-    for settings in runs.values():
-        cost = json.dumps([settings[key] for key in COSTS])
+    measured: dict[tuple, float] = {}
+    found["training_images_per_second"] = {}
+    for name, settings in runs.items():
+        cost = tuple(settings[key] for key in COSTS)
         if cost not in measured:
-            kind = settings["subspaces"]
-            principal = isinstance(kind, str) and kind.startswith("basis:")
-            subspaces = subspaces_of("block" if principal else kind, size, None)
-            path = split_path(edm_path(size), subspaces, settings["label_weights"])
-            fresh = checkpoints.load_network(network_file)[0]
-            long = settings | {"kimg": 1e6}
+            kind = "block" if basis_of(settings["subspaces"]) else settings["subspaces"]
+            path = split_path(edm_path(size), subspaces_of(kind, size, None), settings["label_weights"])
+            fresh, long = copy.deepcopy(network), settings | {"kimg": 1e6}
             measured[cost] = images_per_second(network_work(dataset, long, fresh, path, batches, compute))
-    costs = {name: json.dumps([settings[key] for key in COSTS]) for name, settings in runs.items()}
-    found["training_images_per_second"] = {name: measured[cost] for name, cost in costs.items()}
+        found["training_images_per_second"][name] = measured[cost]
     found["warp_images_per_second"] = {}
     for name, settings in warps.items():
         steps = 9 // 2 if settings["steps"] == "per_nfe" else settings["steps"]  # changes nothing of the speed
-        fresh = checkpoints.load_network(network_file)[0]
         long = settings | {"kimg": 1e6, "steps": steps}
-        work = warp_work(dataset, long, fresh, edm_path(size), batches, compute)
+        work = warp_work(dataset, long, copy.deepcopy(network), edm_path(size), batches, compute)
         found["warp_images_per_second"][name] = images_per_second(work)
     made = {"made_on": compute.made_on(), **provenance({"dataset": dataset, "batch": batch}, [about])}
     write_text(output, json.dumps(found | made, indent=1) + "\n")

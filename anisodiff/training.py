@@ -277,10 +277,11 @@ class ResumeStore:
         Raises:
             StageError: it was written by another version of the code.
         """
-        newest = parallel.of_first(next(filter(_is_readable, reversed(self._states())), None))
+        newest, found = self._newest() if parallel.rank() == 0 else (None, None)
+        newest = parallel.of_first(newest)
         if newest is None:
             return False
-        tensors, about = checkpoints.read(newest)
+        tensors, about = found or checkpoints.read(newest)
         if about["version"] != version():
             raise StageError(
                 f"{newest}: a resume state of version {about['version']}, this is {version()}: go on with that, "
@@ -296,16 +297,14 @@ class ResumeStore:
             self.folder.rmdir()
             self.folder.parent.rmdir()
 
+    def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]] | tuple[None, None]:
+        for path in reversed(self._states()):
+            with contextlib.suppress(StageError):
+                return path, checkpoints.read(path)
+        return None, None
+
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        checkpoints.read(path)
-    except StageError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 # needs: CONFIG.   makes: what jobs ask for, and a check before anything is submitted.   next: the rules
+import functools
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ SAVES = ("pretrain", "finetune", "warp")  # told to stop before their time limit
 LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 
 
+@functools.cache
 def job(stage, dataset):
     """What a job asks for, by the dataset, or else by its kind, or else by default."""
     asked = CLUSTER["jobs"]["default"] | CLUSTER["jobs"].get(stage, {}) | DATASETS[dataset]["jobs"].get(stage, {})
@@ -35,10 +37,11 @@ def asks(stage):
         return lambda wildcards: value(job(stage, wildcards.dataset))
 
     def growing(key, most):
-        return lambda wildcards, attempt: min(
-            round(job(stage, wildcards.dataset)[key] * CLUSTER["growth"] ** (attempt - 1)),
-            max(most, job(stage, wildcards.dataset)[key]),
-        )
+        def value(wildcards, attempt):
+            first = job(stage, wildcards.dataset)[key]
+            return min(round(first * CLUSTER["growth"] ** (attempt - 1)), max(most, first))
+
+        return value
 
     warning = [f"--signal=TERM@{CLUSTER['warning']}"] if stage in SAVES else []
     several = lambda asked, value: value if asked["machines"] > 1 else None

@@ -9,7 +9,8 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from anisodiff import planning
-from anisodiff.config import load_schema, resolve
+from anisodiff.budgets import budgets, grid_nfe
+from anisodiff.config import basis_of, load_schema, resolve
 from anisodiff.datasets import BUILT_IN
 from anisodiff.download import place
 from anisodiff.files import StageError
@@ -57,9 +58,15 @@ def compute_json():
     return as_json({key: CONFIG[key] for key in ("device", "dtype", "compile")})
 
 
-def section(name, key):
-    """Function of the wildcards: the JSON of one entry of the dataset's configuration."""
-    return lambda wildcards: as_json(DATASETS[wildcards.dataset][name][getattr(wildcards, key)])
+def section(name, key, without=()):
+    """Function of the wildcards: the JSON of one entry of the dataset's configuration, but for what reaches its stage as
+    files or options."""
+
+    def settings(wildcards):
+        entry = DATASETS[wildcards.dataset][name][getattr(wildcards, key)]
+        return as_json({each: value for each, value in entry.items() if each not in without})
+
+    return settings
 
 
 def fetched(url):
@@ -127,10 +134,9 @@ def basis_file(section):
     """Function of the wildcards: the basis that an entry of `paths` or `runs` is on, if it is on one."""
 
     def file(wildcards):
-        kind = DATASETS[wildcards.dataset][section][getattr(wildcards, section.removesuffix("s"))]["subspaces"]
-        if not (isinstance(kind, str) and kind.startswith("basis:")):
-            return []
-        return f"results/{wildcards.dataset}/bases/{kind.removeprefix('basis:')}.safetensors"
+        entry = DATASETS[wildcards.dataset][section][getattr(wildcards, section.removesuffix("s"))]
+        basis = basis_of(entry["subspaces"])
+        return [] if basis is None else f"results/{wildcards.dataset}/bases/{basis}.safetensors"
 
     return file
 
@@ -151,10 +157,10 @@ def grid_files(dataset, method, nfes):
     return [f"results/{dataset}/warps/{name}.safetensors"]
 
 
-def budgets(dataset, method, first):
+def budgets_at(dataset, method, first):
     """Budgets whose seed ranges reach the image `first`."""
     sampling = DATASETS[dataset]["sampling"]
-    every = planning.budgets(DATASETS[dataset], method)
+    every = budgets(DATASETS[dataset], method)
     return [nfe for nfe in every if int(first) < planning.ranges(sampling, nfe) * sampling["images"]]
 
 
@@ -177,24 +183,12 @@ def pretrained_of(dataset):
     return made
 
 
-def run_settings(wildcards):
-    """The run's own settings; what it starts from reaches it as files."""
-    run = DATASETS[wildcards.dataset]["runs"][wildcards.run]
-    return as_json({key: value for key, value in run.items() if key not in ("start", "path")})
-
-
 def warp_settings(wildcards):
     """The warp's own settings, with the number of steps of its budget where it is learned per budget."""
     warp = dict(DATASETS[wildcards.dataset]["warps"][wildcards.warp])
     if nfe := getattr(wildcards, "nfe", None):
         warp["steps"] = int(nfe) // 2
     return as_json({key: value for key, value in warp.items() if key not in ("network", "path")})
-
-
-def search_settings(wildcards):
-    """The search's own settings; what it searches for reaches it as files."""
-    search = DATASETS[wildcards.dataset]["searches"][wildcards.search]
-    return as_json({key: value for key, value in search.items() if key not in ("network", "path")})
 
 
 def sample_inputs(wildcards, nfes):
@@ -206,21 +200,9 @@ def sample_inputs(wildcards, nfes):
     }
 
 
-def method_json(wildcards):
-    """What a sampler must know of its method; which networks and paths it takes reaches it as files."""
-    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
-    return as_json(
-        {key: value for key, value in method.items() if key not in ("network", "path", "warp", "search", "nfe")}
-    )
-
-
 def plotted_paths(dataset):
     """Paths whose levels are shown: those of the methods, each once."""
     return list(dict.fromkeys(method["path"] for method in DATASETS[dataset]["methods"].values()))
-
-
-def grid_nfe(dataset):
-    return DATASETS[dataset]["plots"]["grid_nfe"] or min(DATASETS[dataset]["sampling"]["nfe"])
 
 
 def plot_settings(wildcards):
@@ -239,7 +221,7 @@ def plot_settings(wildcards):
                 if warps[name]["steps"] != "per_nfe"
             },
             "strips": strip_files(dataset),
-            "grid_nfe": grid_nfe(dataset),
+            "grid_nfe": grid_nfe(DATASETS[dataset]),
             "reference": f"results/{dataset}/reference.safetensors",
             "samples": f"results/{dataset}/samples",
         }
@@ -248,7 +230,9 @@ def plot_settings(wildcards):
 
 def strip_files(dataset):
     names = DATASETS[dataset]["plots"]["strip_methods"]
-    return {name: f"results/{dataset}/trajectories/{name}-nfe{grid_nfe(dataset)}.safetensors" for name in names}
+    return {
+        name: f"results/{dataset}/trajectories/{name}-nfe{grid_nfe(DATASETS[dataset])}.safetensors" for name in names
+    }
 
 
 def plot_inputs(wildcards):

@@ -5,11 +5,16 @@
 # cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
 
 
+METHOD_JSON = section("methods", "method", without=("network", "path", "warp", "search", "nfe"))
+
+
 rule sample:
     """Feature statistics of one seed range of a method, at every budget."""
     input:
         unpack(
-            lambda wildcards: sample_inputs(wildcards, budgets(wildcards.dataset, wildcards.method, wildcards.first))
+            lambda wildcards: sample_inputs(
+                wildcards, budgets_at(wildcards.dataset, wildcards.method, wildcards.first)
+            )
         ),
         features=features_file,
     output:
@@ -26,8 +31,10 @@ rule sample:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        method=method_json,
-        nfe=lambda wildcards: [f"--nfe {nfe}" for nfe in budgets(wildcards.dataset, wildcards.method, wildcards.first)],
+        method=METHOD_JSON,
+        nfe=lambda wildcards: [
+            f"--nfe {nfe}" for nfe in budgets_at(wildcards.dataset, wildcards.method, wildcards.first)
+        ],
         grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
@@ -55,7 +62,7 @@ rule trajectory:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        method=method_json,
+        method=METHOD_JSON,
         grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
     shell:
         "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"

@@ -115,7 +115,7 @@ rule finetune:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=run_settings,
+        settings=section("runs", "run", without=("start", "path")),
         basis=basis_option,
     shell:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
@@ -192,7 +192,7 @@ rule search:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=search_settings,
+        settings=section("searches", "search", without=("network", "path")),
     shell:
         "exec python -m anisodiff search --dataset {params.dataset:q} --settings {params.settings:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"
