@@ -29,6 +29,7 @@ def _json(text: str) -> Any:
 
 Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the dataset.")]
 Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
+MethodSettings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
 Threads = Annotated[int, typer.Option(help="CPU threads, of all processes together.")]
@@ -274,7 +275,7 @@ def reference(
 @app.command()
 def sample(
     dataset: Dataset,
-    method: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")],
+    method: MethodSettings,
     nfe: Annotated[list[int], typer.Option(help="Budget; repeat for several.")],
     first: Annotated[int, typer.Option(help="First seed.")],
     last: Annotated[int, typer.Option(help="Last seed.")],
@@ -300,7 +301,7 @@ def sample(
 @app.command()
 def trajectory(
     dataset: Dataset,
-    method: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")],
+    method: MethodSettings,
     nfe: Annotated[int, typer.Option(help="Budget.")],
     images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
     network: NetworkFile,
@@ -314,6 +315,47 @@ def trajectory(
     from anisodiff import sampling
 
     sampling.trajectory(dataset, method, nfe, range(images), [network, path, *grid], output, _compute(compute, threads))
+
+
+@app.command()
+def geometry(
+    dataset: Dataset,
+    settings: Settings,
+    images: ImagesFolder,
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Measure the shape of a network's trajectories over a path, and of closed-form denoisers' beside them."""
+    from anisodiff import measuring
+
+    measuring.measure(dataset, settings, images, network, path, output, _compute(compute, threads))
+
+
+@app.command()
+def convergence(
+    dataset: Dataset,
+    method: MethodSettings,
+    nfe: Annotated[int, typer.Option(help="Budget.")],
+    images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
+    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    network: NetworkFile,
+    path: PathFile,
+    features: FeaturesFile,
+    features_kind: FeaturesKind,
+    reference: Annotated[Path, typer.Option(help="Feature statistics of the data.")],
+    output: Output,
+    grid: GridFiles = [],  # noqa: B006
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Frechet distance of a method's states, and of their denoised estimates, at every node of its grid."""
+    from anisodiff.convergence import follow
+
+    files, extractor = [network, path, *grid], (features_kind, features)
+    follow(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
 
 
 @app.command()
@@ -361,6 +403,17 @@ def table(
     from anisodiff import tables
 
     tables.table(distances, methods, output, ladder)
+
+
+@app.command("geometry-table")
+def geometry_table(
+    files: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of the geometry stage, by name.")],
+    output: Annotated[Path, typer.Option(help="Folder for geometry.csv and geometry.md.")],
+) -> None:
+    """The shape of trajectories: a row for each denoiser over each path."""
+    from anisodiff import geometry_table as page
+
+    page.write({name: Path(file) for name, file in files.items()}, output)
 
 
 @app.command()

@@ -118,9 +118,17 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         check(f"warps.{name}.path", warp["path"], {*paths, *runs})
         if (paths | runs)[warp["path"]]["schedules"] == "class":
             raise StageError(f"{where}.warps.{name}.path: {warp['path']!r} has a schedule a class, and no common time")
-    for name, search in searches.items():
-        check(f"searches.{name}.network", search["network"], networks)
-        check(f"searches.{name}.path", search["path"], {*paths, *runs})
+    for kind in ("searches", "geometry"):
+        for name, entry in dataset[kind].items():
+            check(f"{kind}.{name}.network", entry["network"], networks)
+            check(f"{kind}.{name}.path", entry["path"], {*paths, *runs})
+    for name, entry in dataset["geometry"].items():
+        on = (paths | runs)[entry["path"]]
+        basis = basis_of(on["subspaces"])
+        if on["schedules"] == "class" or (basis and dataset["bases"][basis]["per"] != "all"):
+            raise StageError(
+                f"{where}.geometry.{name}.path: {entry['path']!r} differs between classes: take a shared one"
+            )
     for name, method in methods.items():
         check(f"methods.{name}.network", method["network"], networks)
         check(f"methods.{name}.path", method["path"], {*paths, *runs})
@@ -139,6 +147,12 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         check("plots.strip_methods", name, set(methods))
     for name in dataset["ladder"]:
         check("ladder", name, set(methods))
+    for name, nfe in dataset["convergence"].items():
+        check("convergence", name, set(methods))
+        key = f"{where}.convergence.{name}"
+        _check_budget(where, key, name, methods[name], nfe, searches.get(methods[name].get("search")))
+    if dataset["plots"]["published"] and dataset["features"]["kind"] != "inception":
+        raise StageError(f"{where}.plots.published: published values are FIDs, of Inception's features: leave it out")
     known = {str(nfe) for name in methods for nfe in budgets(dataset, name)}
     unknown = sorted(set(dataset["sampling"]["ranges_at"]) - known)
     if unknown:
@@ -177,23 +191,30 @@ def _check_method(
     if (method["grid"] == "given") != (method["levels"] is not None):
         raise StageError(f"{where}.methods.{name}.levels: the grid 'given' needs them, and no other takes them")
     for nfe in nfes:
-        try:
-            budget = spend(nfe, method)
-        except StageError as error:
-            raise StageError(f"{where}.sampling.nfe: method {name!r}: {error}") from error
-        if search is not None and budget.points > search["points"]:
+        _check_budget(where, f"{where}.sampling.nfe", name, method, nfe, search)
+
+
+def _check_budget(
+    where: str, key: str, name: str, method: dict[str, Any], nfe: int, search: dict[str, Any] | None
+) -> None:
+    """That a method can spend a budget, which was given under `key`."""
+    try:
+        budget = spend(nfe, method)
+    except StageError as error:
+        raise StageError(f"{key}: method {name!r}: {error}") from error
+    if search is not None and budget.points > search["points"]:
+        raise StageError(
+            f"{where}.searches.{method['search']}.points: {search['points']} are too few for {nfe} evaluations of "
+            f"method {name!r}: give {budget.points} or more"
+        )
+    if method["levels"] is not None:
+        levels = method["levels"].get(str(nfe), [])
+        if len(levels) != budget.steps + 1:
             raise StageError(
-                f"{where}.searches.{method['search']}.points: {search['points']} are too few for {nfe} evaluations of "
-                f"method {name!r}: give {budget.points} or more"
+                f"{where}.methods.{name}.levels.{nfe}: {len(levels)} levels, this budget needs {budget.steps + 1}"
             )
-        if method["levels"] is not None:
-            levels = method["levels"].get(str(nfe), [])
-            if len(levels) != budget.steps + 1:
-                raise StageError(
-                    f"{where}.methods.{name}.levels.{nfe}: {len(levels)} levels, this budget needs {budget.steps + 1}"
-                )
-            if sorted(set(levels), reverse=True) != levels:
-                raise StageError(f"{where}.methods.{name}.levels.{nfe}: the levels must fall")
+        if sorted(set(levels), reverse=True) != levels:
+            raise StageError(f"{where}.methods.{name}.levels.{nfe}: the levels must fall")
 
 
 def describe(schema: dict[str, Any]) -> str:

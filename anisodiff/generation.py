@@ -33,6 +33,13 @@ def draw(
     return torch.stack(noise), one_hot
 
 
+def batches(seeds: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Seeds, `size` at a time: those meant, and padded with the last. Kernels differ with the size of a batch."""
+    for first in range(0, len(seeds), size):
+        chosen = seeds[first : first + size]
+        yield chosen, [*chosen, *[chosen[-1]] * (size - len(chosen))]
+
+
 def start(
     denoiser: Denoiser,
     noise: Float[Tensor, "b c h w"],
@@ -55,7 +62,7 @@ def generate(
     device: str = "cpu",
     **options: bool,
 ) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
-    """Yield seeds and their images, a batch at a time. The last batch is padded: kernels differ with the batch size.
+    """Yield seeds and their images, a batch at a time.
 
     Args:
         denoiser: network over the path.
@@ -68,9 +75,7 @@ def generate(
         device: where to compute.
         options: of `solve`.
     """
-    for first in range(0, len(seeds), batch):
-        chosen = seeds[first : first + batch]
-        padded = [*chosen, *[chosen[-1]] * (batch - len(chosen))]
+    for chosen, padded in batches(seeds, batch):
         noise, labels = draw(padded, shape, classes)
         labels = None if labels is None else labels.to(device)
         own = levels.of(labels)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.generation import start
+from anisodiff.geometry import from_chord
 from anisodiff.grids import Levels
 from anisodiff.singlestep import Problem, State
 from anisodiff.solvers import SOLVERS, solve
@@ -35,6 +36,12 @@ class Trajectories:
     levels: Levels
     problem: Problem
 
+    @property
+    def denoised(self) -> Float[Tensor, "m b c h w"]:
+        """Estimates of the clean image at every node but the last, in coefficients: the denoising trajectory."""
+        nodes = zip(self.states, self.flows, self.levels.nodes, strict=False)
+        return torch.stack([z + self.problem.scale(flow, sigma) for z, flow, sigma in nodes])
+
     def euler(self, j: int, analytic: bool = False) -> Float[Tensor, "m b c h w"]:
         """Where one Euler step from node j leads at every later node; with the analytic first direction, if asked."""
         z, sigma = self.states[j], self.levels.nodes[j]
@@ -49,7 +56,7 @@ def teach(
     labels: Float[Tensor, "b k"] | None = None,
     solver: str = "ipndm",
 ) -> Trajectories:
-    """The teacher's trajectories: iPNDM of order 4 on the fine grid.
+    """The teacher's trajectories on the fine grid: iPNDM's of order 4, or another's.
 
     Args:
         denoiser: over the path.
@@ -78,14 +85,12 @@ def _l1(found: Tensor, taught: Tensor) -> Tensor:
 
 def _deviation(trajectories: Trajectories) -> Callable[[Tensor, Tensor], Tensor]:
     """How much farther from the chord between a trajectory's ends the step leads than the teacher is (signed)."""
-    first, last = (trajectories.states[each].flatten(1) for each in (0, -1))
-    chord = torch.nn.functional.normalize(first - last, dim=1)
+    ends = [trajectories.states[each].flatten(1) for each in (0, -1)]
 
-    def from_chord(points: Tensor) -> Tensor:
-        away = points.flatten(2) - last
-        return (away - (away * chord).sum(2, keepdim=True) * chord).norm(dim=2)
+    def deviation(points: Tensor) -> Tensor:
+        return from_chord(points.flatten(2), *ends)[1].norm(dim=2)
 
-    return lambda found, taught: (from_chord(found) - from_chord(taught)).mean(1)
+    return lambda found, taught: (deviation(found) - deviation(taught)).mean(1)
 
 
 def costs(trajectories: Trajectories, kind: str = "l2", analytic: bool = False) -> Float[Tensor, "n n"]:

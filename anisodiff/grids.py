@@ -156,3 +156,18 @@ def uniform(path: NoisePath, points: int, warp: Warp | None = None, denoise: boo
     with torch.no_grad():
         sigmas = path.table(t if warp is None else warp(t)[0])
     return levels(sigmas[::2], sigmas[1::2], denoise)
+
+
+def at_mean_levels(path: NoisePath, points: int, sigma_min: float, sigma_max: float) -> tuple[Levels, Tensor]:
+    """Times of a path at which its geometric-mean level is on EDM's polynomial grid: its levels, and those means.
+
+    Args:
+        path: one that all classes share.
+        points: nodes.
+        sigma_min: the last mean level.
+        sigma_max: the first.
+    """
+    means = karras(points, 1, sigma_min, sigma_max, denoise=False).nodes[:, 0, 0]
+    with torch.no_grad():
+        nodes = path.table(path.mean.time_of(2 * means.log()))
+    return at(nodes), means

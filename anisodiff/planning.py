@@ -14,7 +14,7 @@ STATE = 8  # weights, average, last good state of both and two moments, in two s
 
 
 def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
-    """Runs, paths, bases, warps and searches that the methods of a dataset reach."""
+    """Runs, paths, bases, warps and searches that the methods and the geometry of a dataset reach."""
     found: dict[str, set[str]] = {kind: set() for kind in ("runs", "paths", "bases", "warps", "searches")}
 
     def want(name: str) -> None:
@@ -30,7 +30,7 @@ def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
         if basis := basis_of(entry["subspaces"]):
             found["bases"].add(basis)
 
-    for method in dataset["methods"].values():
+    for method in (*dataset["methods"].values(), *dataset["geometry"].values()):
         made = [method]
         for kind, one in (("warps", "warp"), ("searches", "search")):
             if one in method:
@@ -84,6 +84,9 @@ def jobs(dataset: dict[str, Any]) -> Counter:
         search=len(used["searches"]),
         sample=sum(len(shards(dataset, method)) for method in dataset["methods"]),
         trajectory=len(dataset["plots"]["strip_methods"]),
+        geometry=len(dataset["geometry"]),
+        geometry_table=int(bool(dataset["geometry"])),
+        convergence=len(dataset["convergence"]),
         distance=1,
         table=1,
         plots=1,

@@ -14,25 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff import checkpoints, frechet
-from anisodiff.files import atomic
+from anisodiff import checkpoints, frechet, geometry_figures
+from anisodiff.drawing import DASHES, MARKERS, STYLE, legend_beside, show, styles, tiled
+from anisodiff.files import StageError, atomic
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.subspaces import dct_matrix
-
-COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
-DASHES = ["-", "--", "-.", ":"]
-MARKERS = "osD^vPX<>*hp"
-STYLE = {
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "anisodiff",
-    "savefig.dpi": 200,
-}
 
 
 def make(table: Path, settings: dict[str, Any], output: Path) -> None:
@@ -40,7 +26,8 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
 
     Args:
         table: `table.csv`.
-        settings: what to show: dataset, sigma_max, methods, paths, warps, strips, grid_nfe, reference, samples.
+        settings: what to show: dataset, sigma_max, methods, paths, warps, strips, grid_nfe, reference, samples,
+            geometry, convergence, published.
         output: folder.
     """
     mpl.use("Agg")
@@ -51,14 +38,19 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         for name, (file, path) in settings["warps"].items()
         if path in paths
     }
+    published = published_values(settings["dataset"], **settings["published"])
     figures: dict[str, Callable[[], Figure]] = {
-        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"]),
+        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"], published),
         "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
         "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
         "dct-bases": lambda: dct_bases(32),
         "denoising-strips": lambda: denoising_strips(settings["strips"]),
         "samples": lambda: samples(settings),
     }
+    if settings["geometry"]:
+        figures |= geometry_figures.figures(settings["geometry"])
+    if settings["convergence"]:
+        figures["convergence"] = lambda: geometry_figures.convergence(settings["convergence"])
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             figure = draw()
@@ -68,39 +60,58 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
             plt.close(figure)
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    """Lines told apart by colour, dash and marker together."""
-    marks = itertools.islice(itertools.cycle(MARKERS), count)
-    return [
-        {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[(i // len(COLOURS)) % len(DASHES)], "marker": marker}
-        for i, marker in enumerate(marks)
-    ]
-
-
-def _legend_beside(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
-
-
 LINES = 10  # a panel, at most
 
 
-def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
+def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFrame:
+    """Values that others published for a dataset.
+
+    Args:
+        dataset: its name.
+        file: CSV of dataset, network, method, nfe, fid, images, source.
+        methods: by name.
+
+    Raises:
+        StageError: nothing is known of a method.
+    """
+    if not methods:
+        return pd.DataFrame(columns=["network", "method", "nfe", "fid"])
+    rows = pd.read_csv(file)
+    rows = rows[rows["dataset"] == dataset]
+    if unknown := sorted(set(methods) - set(rows["method"])):
+        known = ", ".join(sorted(set(rows["method"]))) or "nothing"
+        raise StageError(f"plots.published: {unknown[0]!r} has no values for {dataset} in {file}; it has {known}")
+    return rows[rows["method"].isin(methods)].sort_values("nfe")
+
+
+def distance_against_nfe(tidy: pd.DataFrame, methods: list[str], published: pd.DataFrame) -> Figure:
     """Paper, Figure 2. Bars are one standard deviation over seed ranges, where there are several.
 
-    Many methods are shared out to panels; the grey line in each is the best of all.
+    Many methods are shared out to panels; the grey line in each is the best of all. Published values are grey, too.
+
+    Args:
+        tidy: `table.csv`.
+        methods: in order.
+        published: from `published_values`.
     """
     panels = -(-len(methods) // LINES)
     size = -(-len(methods) // panels)
     figure, all_axes = plt.subplots(
         panels, figsize=(7.2, 4.2 if panels == 1 else 3.1 * panels), sharex=True, sharey=True, squeeze=False
     )
-    budgets = sorted(tidy["nfe"].unique())
+    budgets = sorted({*tidy["nfe"], *published["nfe"]})
     best = tidy.groupby("nfe")["mean"].min()
     for index, axes in enumerate(all_axes[:, 0]):
         if panels > 1:
             axes.plot(best.index, best, color="0.75", linewidth=5, label="best of all", zorder=0)
+        for (method, network), rows in published.groupby(["method", "network"], sort=False):
+            mark = MARKERS[published["method"].unique().tolist().index(method) % len(MARKERS)]
+            label = f"{method}, published\n({network})"
+            axes.plot(
+                rows["nfe"], rows["fid"], color="0.6", marker=mark, markersize=4, label=label, zorder=1, linewidth=1
+            )
         shown = methods[index * size : (index + 1) * size]
-        for method, style in zip(shown, _styles(len(shown)), strict=True):
+        for method, style in zip(shown, styles(len(shown)), strict=True):
             rows = tidy[tidy["method"] == method].sort_values("nfe")
             axes.errorbar(
                 rows["nfe"], rows["mean"], rows["std"].fillna(0), label=method, markersize=4, linewidth=1.2, capsize=2,
@@ -114,7 +125,7 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str]) -> Figure:
         axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.set_xticks(budgets, _apart(budgets))
         axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]].replace(", ", ",\n"))
-        _legend_beside(axes)
+        legend_beside(axes)
     axes.set_xlabel("NFE (denoiser evaluations an image)")
     all_axes[0, 0].set_title(
         f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9
@@ -160,7 +171,7 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
     """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     curves = _curves(paths, warps)
-    for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
+    for (name, t, g), style in zip(curves, styles(len(curves)), strict=True):
         for j in range(g.shape[2]):
             label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
             dash = {"linestyle": DASHES[j % len(DASHES)]}
@@ -170,7 +181,7 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
     axes.set_yscale("log")
     axes.set_xlabel("time t (variance units, 0 to T)")
     axes.set_ylabel("noise level $\\sigma_j(t) = g_j(t)^{1/2}$ (pixel values)")
-    _legend_beside(axes)
+    legend_beside(axes)
     return figure
 
 
@@ -178,7 +189,7 @@ def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], s
     """Paper, Figure 4: log g_1/g_j, below zero where the lowest frequencies are less noisy than the others."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     curves = [(name, t, g) for name, t, g in _curves(paths, warps) if g.shape[2] > 1]
-    for (name, t, g), style in zip(curves, _styles(len(curves)), strict=True):
+    for (name, t, g), style in zip(curves, styles(len(curves)), strict=True):
         for j in range(1, g.shape[2]):
             dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "marker": None}
             ratio = (g[..., 0] / g[..., j]).log()
@@ -188,7 +199,7 @@ def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], s
     axes.set_xlabel("time t (variance units, 0 to T)")
     axes.set_ylabel("log ratio of variances (nats)")
     if curves:
-        _legend_beside(axes)
+        legend_beside(axes)
     else:
         axes.set_title("no method has an anisotropic path", fontsize=9)
     return figure
@@ -200,31 +211,8 @@ def dct_bases(size: int) -> Figure:
     chosen = sorted(itertools.product(range(size), repeat=2), key=lambda pq: (pq[0] ** 2 + pq[1] ** 2, pq))[:9]
     figure, all_axes = plt.subplots(1, 9, figsize=(7.2, 1.15))
     for axes, (p, q) in zip(all_axes, chosen, strict=True):
-        _show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})", framed=True)
+        show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})", framed=True)
     return figure
-
-
-def _show(
-    axes: Axes,
-    image: Tensor,
-    limits: tuple[float, float] | None = (-1.0, 1.0),
-    title: str = "",
-    framed: bool = False,
-) -> None:
-    low, high = limits or (-float(image.abs().max()), float(image.abs().max()))
-    picture = ((image - low) / max(high - low, 1e-12)).clip(0, 1).permute(1, 2, 0).numpy()
-    axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set(visible=framed, linewidth=0.5)
-    axes.set_title(title, fontsize=8, pad=2)
-
-
-def _tiled(images: Tensor, columns: int) -> Tensor:
-    """`[N, C, H, W]` -> one picture, with a margin of one pixel."""
-    padded = torch.nn.functional.pad(images.to(torch.float32), (0, 1, 0, 1), value=float(images.max()))
-    rows = [torch.cat(list(row), dim=2) for row in padded.split(columns) if len(row) == columns]
-    return torch.cat(rows, dim=1)
 
 
 def denoising_strips(strips: dict[str, str]) -> Figure:
@@ -237,13 +225,13 @@ def denoising_strips(strips: dict[str, str]) -> Figure:
         tensors, _ = checkpoints.read(file)
         denoised, levels = tensors["denoised"][:, :shown], tensors["levels"]
         nodes = len(denoised)
-        _show(strip_axes, _tiled(denoised.transpose(0, 1).flatten(0, 1), nodes))
+        show(strip_axes, tiled(denoised.transpose(0, 1).flatten(0, 1), nodes))
         width = denoised.shape[-1] + 1
         for k, level in enumerate(levels):
             text = "\n".join(f"{sigma:.2g}" for sigma in level) if level.max() > 0 else "0"
             strip_axes.text((k + 0.45) * width, -0.1 * width, text, ha="center", va="bottom", fontsize=7)
         strip_axes.set_title(f"{name}: estimates of $x_0$ at levels $\\sigma_j$", fontsize=9, pad=24)
-        for j, style in enumerate(_styles(levels.shape[1])):
+        for j, style in enumerate(styles(levels.shape[1])):
             label = f"subspace {j + 1}" if levels.shape[1] > 1 else "all frequencies"
             look = style | {"linestyle": DASHES[j % len(DASHES)], "markersize": 7 - 3 * j, "linewidth": 2 - j}
             schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, **look)
@@ -269,5 +257,5 @@ def samples(settings: dict[str, Any]) -> Figure:
     for axes, (title, file) in zip(all_axes.flat, panels.items(), strict=False):
         preview = checkpoints.read(file)[0]["preview"]
         side = min(8, int(len(preview) ** 0.5))
-        _show(axes, _tiled(preview[: side**2], side), limits=(0.0, 255.0), title=title)
+        show(axes, tiled(preview[: side**2], side), limits=(0.0, 255.0), title=title)
     return figure

@@ -14,6 +14,7 @@ from anisodiff.compute import processor
 from anisodiff.files import atomic, provenance, write_text
 
 FILES = ("table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "distances.csv")
+WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "convergence/*.csv")
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
@@ -25,7 +26,8 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         settings: the dataset's resolved configuration.
         output: folder to fill; files of an earlier run are replaced.
     """
-    for file in [*(results / name for name in FILES), *sorted((results / "plots").glob("[!.]*"))]:
+    found = [file for pattern in (*WHERE_CONFIGURED, "plots/[!.]*") for file in sorted(results.glob(pattern))]
+    for file in [*(results / name for name in FILES), *found]:
         with atomic(output / file.relative_to(results)) as temporary:
             shutil.copyfile(file, temporary)
     table = pd.read_csv(results / "table.csv", dtype=str)

@@ -5,10 +5,12 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff import checkpoints, data, datasets, frechet, grids, searching
@@ -61,6 +63,23 @@ def levels_of(
             return grids.given(method["levels"][str(nfe)], size)
         case _:
             return grids.uniform(path, budget.points, warp, budget.to_zero)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A batch at every node of a grid.
+
+    Attributes:
+        states: coefficients.
+        denoised: estimates of the clean images' coefficients; at 0, the states.
+        evaluations: made up to each node.
+        levels: as the images see them.
+    """
+
+    states: list[Float[Tensor, "b c h w"]]
+    denoised: list[Float[Tensor, "b c h w"]]
+    evaluations: list[int]
+    levels: Levels
 
 
 class Sampler:
@@ -121,6 +140,26 @@ class Sampler:
         warped = self.method["grid"] == "warped"
         warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
         return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
+
+    def passage(self, seeds: Sequence[int], levels: Levels) -> Passage:
+        """Images of these seeds at every node of a grid."""
+        noise, labels = draw(seeds, self.shape, self.classes)
+        labels = None if labels is None else labels.to(self.device)
+        own, denoiser = levels.of(labels), self.denoiser
+        states, spent, before = [start(denoiser, noise.to(self.device), own, labels)], [0], denoiser.evaluations
+
+        def watch(k: int, state: State) -> None:
+            states.append(state.z)
+            spent.append(denoiser.evaluations - before)
+
+        solve(denoiser, states[0], own, self.step, labels, watch, **self.options)
+
+        def denoised(z: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.denoise(z, sigma.to(self.device).square(), labels) if (sigma > 0).all() else z
+
+        with torch.no_grad():
+            clean = [denoised(z, sigma) for z, sigma in zip(states, own.nodes, strict=True)]
+        return Passage(states, clean, spent, own)
 
 
 def sample(
@@ -320,27 +359,13 @@ def trajectory(
     Writes `denoised` and `states` `[nodes, images, C, H, W]` in pixels, and `levels` `[nodes, J]`.
     """
     compute.begin()
-    device, sampler = compute.device, Sampler(dataset, method, files, compute)
-    noise, labels = draw(seeds, sampler.shape, sampler.classes)
-    labels = None if labels is None else labels.to(device)
-    levels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe])).of(labels)
-    denoiser, path = sampler.denoiser, sampler.path
-    states = [start(denoiser, noise.to(device), levels, labels)]
-
-    def watch(k: int, state: State) -> None:
-        states.append(state.z)
-
-    solve(denoiser, states[0], levels, sampler.step, labels, watch, **sampler.options)
-
-    def denoised(z: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser.denoise(z, sigma.to(device).square(), labels) if (sigma > 0).all() else z
-
-    with torch.no_grad():
-        clean = [path.to_pixels(denoised(z, sigma)) for z, sigma in zip(states, levels.nodes, strict=True)]
+    sampler = Sampler(dataset, method, files, compute)
+    passage = sampler.passage(seeds, sampler.levels(nfe, sampler.grid_file(nfe, [nfe])))
+    to_pixels = sampler.path.to_pixels
     tensors = {
-        "denoised": torch.stack(clean),
-        "states": torch.stack([path.to_pixels(z) for z in states]),
-        "levels": levels.nodes[:, 0],
+        "denoised": torch.stack([to_pixels(z) for z in passage.denoised]),
+        "states": torch.stack([to_pixels(z) for z in passage.states]),
+        "levels": passage.levels.nodes[:, 0],
     }
     checkpoints.save(
         output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.made_on()}

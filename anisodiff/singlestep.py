@@ -81,7 +81,7 @@ def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
     """First order; DDIM. One evaluation."""
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
     flow = problem.flow(state.z, sigma)
-    return State(state.z - problem.scale(flow, sigma_next - sigma))
+    return State(state.z - problem.scale(flow, sigma_next - sigma), (flow,))
 
 
 def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:

@@ -103,7 +103,7 @@ def _union(values: pd.Series, separator: str = " ") -> str:
     return separator.join(sorted({each for value in values for each in value.split(separator)}))
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
@@ -159,7 +159,7 @@ def cost_page(spent: pd.DataFrame) -> str:
         "Sampling with its features, averaged over seed ranges. Training: of network, path and warp since the base "
         "network, summed over devices. Times are comparable on one device, with nothing beside."
     )
-    return f"{_markdown([head, *lines])}\n\n{notes}\n"
+    return f"{markdown([head, *lines])}\n\n{notes}\n"
 
 
 class Page:
@@ -225,7 +225,7 @@ class Page:
         return notes
 
     def markdown(self) -> str:
-        table = _markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])
+        table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])
         return "\n".join([table, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
 
     def ladder(self, names: Sequence[str]) -> str:
@@ -244,7 +244,7 @@ class Page:
         best = [f"{self.mean[nfe].min():.2f} {self.mean[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
         lines = ["", "What each ingredient buys (change from the row above):", ""]
-        return "\n".join([*lines, _markdown(rows), ""])
+        return "\n".join([*lines, markdown(rows), ""])
 
     def _added(self, above: str | None, name: str) -> str:
         """Settings that are not those of the row above."""

@@ -60,6 +60,7 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     }
     dataset["sampling"] = {"nfe": [3, 5], "images": 10, "shard": 5, "batch": 5, "ranges_at": {3: 2}, "keep": "images"}
     dataset["plots"] = {"strip_methods": ["edm", "iso"]}
+    del dataset["geometry"], dataset["convergence"], dataset["searches"]
     config = resolve(config, SCHEMA)
     measured = {
         "evaluations_per_second": 2.0, "features_per_second": 4.0, "training_images_per_second": {"iso": 10.0},

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anisodiff import checkpoints, frechet, plots, tables
+from anisodiff import checkpoints, drawing, frechet, tables
 from anisodiff.files import StageError
 
 METHODS = {
@@ -112,5 +112,5 @@ def test_cost_stands_beside_the_distance(results):
 
 
 def test_methods_told_apart_without_colour():
-    styles = plots._styles(12)
+    styles = drawing.styles(12)
     assert len({(style["linestyle"], style["marker"]) for style in styles}) == 12

@@ -4,7 +4,18 @@ import shutil
 import subprocess
 
 CLUSTER = CONFIG["cluster"]
-USES_GPU = ("reference", "pretrain", "finetune", "warp", "search", "sample", "trajectory", "throughput")
+USES_GPU = (
+    "reference",
+    "pretrain",
+    "finetune",
+    "warp",
+    "search",
+    "sample",
+    "trajectory",
+    "throughput",
+    "geometry",
+    "convergence",
+)
 SAVES = ("pretrain", "finetune", "warp")  # told to stop before their time limit, they save
 LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 

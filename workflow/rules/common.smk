@@ -22,6 +22,7 @@ except StageError as error:
 DATASETS = CONFIG["datasets"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
+PUBLISHED = "config/published.csv"
 DATASET_KEYS = ("labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
@@ -38,6 +39,7 @@ wildcard_constraints:
     basis=configured("bases"),
     warp=configured("warps"),
     search=configured("searches"),
+    geometry=configured("geometry"),
     method=configured("methods"),
     nfe="[0-9]+",
     first="[0-9]+",
@@ -173,7 +175,8 @@ def manifests(dataset):
 
 
 def results_of(dataset):
-    return [f"results/{dataset}/table.csv", f"results/{dataset}/plots"]
+    table = [f"results/{dataset}/geometry.csv"] if DATASETS[dataset]["geometry"] else []
+    return [f"results/{dataset}/table.csv", *table, f"results/{dataset}/plots"]
 
 
 def pretrained_of(dataset):
@@ -221,11 +224,21 @@ def plot_settings(wildcards):
                 if warps[name]["steps"] != "per_nfe"
             },
             "strips": strip_files(dataset),
+            "geometry": geometry_files(dataset),
+            "convergence": {
+                name: f"results/{dataset}/convergence/{name}-nfe{nfe}.csv"
+                for name, nfe in DATASETS[dataset]["convergence"].items()
+            },
+            "published": {"file": PUBLISHED, "methods": DATASETS[dataset]["plots"]["published"]},
             "grid_nfe": grid_nfe(DATASETS[dataset]),
             "reference": f"results/{dataset}/reference.safetensors",
             "samples": f"results/{dataset}/samples",
         }
     )
+
+
+def geometry_files(dataset):
+    return {name: f"results/{dataset}/geometry/{name}.safetensors" for name in DATASETS[dataset]["geometry"]}
 
 
 def strip_files(dataset):
@@ -243,6 +256,9 @@ def plot_inputs(wildcards):
         *settings["paths"].values(),
         *(file for file, _ in settings["warps"].values()),
         *settings["strips"].values(),
+        *settings["geometry"].values(),
+        *settings["convergence"].values(),
+        *([PUBLISHED] if settings["published"]["methods"] else []),
     ]
 
 

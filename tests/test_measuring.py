@@ -1,0 +1,174 @@
+"""The geometry and convergence stages, on a small network and the digits."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from runs import DATASET
+
+from anisodiff import checkpoints, frechet, geometry_figures, geometry_table, gits, grids, measuring, plots, sampling
+from anisodiff.convergence import follow
+from anisodiff.data import to_uint8
+from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError
+from anisodiff.generation import draw
+from anisodiff.generation import start as start_of
+from anisodiff.grids import levels
+from anisodiff.solvers import SOLVERS, solve
+
+ROOT = Path(__file__).parents[1]
+FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
+SETTINGS = {
+    "images": 40, "shown": 3, "steps": 12, "fine_steps": 40, "seed": 5,
+    "exact": ["kernel", "gaussian", "mixture"], "rank": 1000, "data": 200,
+}  # fmt: skip
+METHOD = {
+    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "to_zero": False, "rho": 7.0,
+    "levels": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(start, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("geometry") / "edm.safetensors"
+    measuring.measure(DATASET, SETTINGS, start[2], start[0], start[1], file)
+    return file
+
+
+def test_network_is_measured_in_batches_as_one(start, measured):
+    """Forty trajectories are more than a batch; all of them at once, by hand."""
+    tensors, about = checkpoints.read(measured)
+    network, _ = checkpoints.load_network(start[0])
+    path, _ = checkpoints.load_path(start[1])
+    model = Denoiser(network, path, DATASET["sigma_data"])
+    fine, means = grids.at_mean_levels(path, 13, DATASET["sigma_min"], DATASET["sigma_max"])
+    noise, labels = draw(range(5, 45), network.shape, network.classes)
+    states = gits.teach(model, noise, fine, labels, solver="euler").states.flatten(2).double()
+    chord = torch.nn.functional.normalize(states[0] - states[-1], dim=1)
+    away = states - states[-1]
+    deviation = (away - (away * chord).sum(2, keepdim=True) * chord).norm(dim=2)
+    assert torch.allclose(tensors["network.deviation"].double(), deviation, atol=1e-3)
+    summary = about["summary"]["network"]
+    assert summary["deviation"] == pytest.approx(float(deviation.max(0).values.mean()), rel=1e-3)
+    assert summary["trajectories"] == 40
+    assert tensors["network.curve"].shape == (13, 3, 3)
+    assert torch.allclose(tensors["means"], means.float())
+    assert 0 <= summary["close_to_optimum"] <= 1
+
+
+def test_closed_forms_are_measured_beside_it(measured):
+    tensors, about = checkpoints.read(measured)
+    assert list(about["summary"]) == sorted(["network", "kernel", "gaussian", "mixture"])
+    assert tensors["kernel.deviation"].shape == (13, 3)
+    assert tensors["entropy.optimal"][0].max() <= torch.tensor(200.0).log() + 1e-4
+    assert (tensors["entropy.optimal"][-1] < 0.1).all()  # it has settled on an image
+    assert tensors["neighbours"].shape == (2, 5, 1, 8, 8)
+    ends = (tensors["ends"][1] - tensors["neighbours"][1, 0]).abs().max()
+    assert ends < 0.05  # and the optimum replays it
+    residual, deviation = tensors["gaussian.residual"], tensors["gaussian.deviation"]
+    assert (deviation <= residual + 1e-4).all()
+
+
+def test_table_and_figures_of_two_paths(measured, tmp_path):
+    files = {"one": measured, "other": measured}
+    geometry_table.write(files, tmp_path)
+    rows = pd.read_csv(tmp_path / "geometry.csv")
+    assert rows["denoiser"].tolist() == ["network", "kernel", "gaussian", "mixture"] * 2
+    page = (tmp_path / "geometry.md").read_text()
+    assert page.count("| other |") == 8
+    assert f"{rows['deviation'][1]:.2f} ±" in page
+    found = geometry_figures.figures({name: str(file) for name, file in files.items()})
+    assert set(found) == {f"geometry-{name}" for name in (
+        "deviation", "projections", "shapes", "bending", "noise", "optimum", "pictures", "gaussian",
+    )}  # fmt: skip
+
+
+def test_a_mixture_needs_classes(start, tmp_path, monkeypatch):
+    loaded = measuring.data.load(start[2])
+    without = measuring.data.Images(loaded.pixels, loaded.labels, 0)
+    monkeypatch.setattr(measuring.data, "load", lambda folder: without)
+    with pytest.raises(StageError, match=r"has no classes for a mixture: leave it out"):
+        measuring.measure(DATASET, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
+
+
+@pytest.fixture(scope="module")
+def followed(start, tmp_path_factory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("convergence")
+    sampling.reference(start[2], FEATURES, None, folder / "reference.safetensors")
+    follow(
+        DATASET, METHOD, 5, 50, 20, start[:2], FEATURES, folder / "reference.safetensors", folder / "convergence.csv"
+    )
+    found = pd.read_csv(folder / "convergence.csv")
+    found.attrs["folder"] = folder
+    return found
+
+
+def test_last_state_is_the_sample(start, followed):
+    """Its distance is the one that the method's cell has."""
+    folder = followed.attrs["folder"]
+    sampling.sample(DATASET, METHOD, [5], (0, 49), 20, start[:2], FEATURES, folder / "ipndm/0-49.json")
+    cell = folder / "ipndm" / json.loads((folder / "ipndm/0-49.json").read_text())[0]
+    statistics = frechet.FeatureStatistics.of(checkpoints.read(cell)[0])
+    truth = sampling.load_reference(folder / "reference.safetensors", "digits-cnn")
+    last = followed[(followed["kind"] == "state") & (followed["evaluations"] == 5)]
+    assert last["distance"].item() == pytest.approx(frechet.distance(statistics.gaussian, truth), rel=1e-6)
+    assert followed["images"].unique().tolist() == [50]
+
+
+def test_denoised_estimates_are_what_a_jump_returns(start, followed):
+    """From the third node: two steps, and one to 0."""
+    network, _ = checkpoints.load_network(start[0])
+    path, _ = checkpoints.load_path(start[1])
+    model = Denoiser(network, path, DATASET["sigma_data"])
+    whole = grids.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], denoise=False)
+    cut = levels(whole.nodes[:3], whole.inner[:2], True)
+    extract = frechet.FEATURES["digits-cnn"](FEATURES[1], "cpu")
+    noise, labels = draw(range(50), network.shape, network.classes)
+    # order 1 on the step to 0: that is the jump
+    z = start_of(model, noise, cut, labels)
+    before = solve(model, z, grids.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].of(), labels)
+    clean = model.denoise(before, cut.nodes[2].square(), labels)
+    statistics = frechet.FeatureStatistics(64)
+    statistics.add(extract(to_uint8(path.to_pixels(clean))))
+    truth = sampling.load_reference(followed.attrs["folder"] / "reference.safetensors", "digits-cnn")
+    row = followed[(followed["kind"] == "denoised") & (followed["node"] == 2)]
+    assert row["evaluations"].item() == 3
+    assert row["distance"].item() == pytest.approx(frechet.distance(statistics.gaussian, truth), rel=1e-2)
+
+
+def test_published_values_by_name():
+    file = str(ROOT / "config/published.csv")
+    rows = plots.published_values("cifar10", file, ["iPNDM + GITS 1.15 AFS", "EDM"])
+    assert rows[(rows["method"] == "iPNDM + GITS 1.15 AFS") & (rows["nfe"] == 9)]["fid"].item() == 2.46
+    assert rows[(rows["method"] == "EDM") & (rows["nfe"] == 9)]["network"].item() == "edm-cifar10-32x32-cond-vp"
+    with pytest.raises(StageError, match=r"'iPNDN' has no values for ffhq in .*; it has AMED"):
+        plots.published_values("ffhq", file, ["iPNDN"])
+
+
+def test_published_values_are_complete():
+    """Every row says what it is of; the tables' sizes are those of the papers."""
+    rows = pd.read_csv(ROOT / "config/published.csv")
+    assert not rows.isna().any().any()
+    assert not rows.duplicated(["dataset", "network", "method", "nfe", "fid"]).any()
+    of = lambda source: rows[rows["source"].str.contains(source)]  # noqa: E731
+    assert len(of("Trajectory Optimal")) == 5 * 3 * 5
+    gits = of("2506.10177")
+    counts = {table: int(gits["source"].str.contains(f"Table {table}").sum()) for table in (1, 3, 8)}
+    assert counts[3] == 8 * 4
+    assert counts[8] == (11 + 11 + 11) * 8
+    assert (rows["images"] == 50000).all()
+
+
+def test_published_values_are_drawn_behind(tmp_path):
+    tidy = pd.DataFrame(
+        {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "std": 0.1, "images": 50000,
+         "features": "inception"}
+    )  # fmt: skip
+    published = plots.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
+    axes = plots.distance_against_nfe(tidy, ["a"], published).axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["EDM, published\n(edm-cifar10-32x32-cond-vp)",
+                      "g ani, published\n(edm-cifar10-32x32-cond-vp finetuned)", "a"]  # fmt: skip
+    assert axes.lines[0].get_ydata().tolist() == [35.55, 14.44, 6.80, 4.32, 3.11]

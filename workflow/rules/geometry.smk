@@ -1,0 +1,83 @@
+# needs: networks, paths, feature network.   makes: shapes of trajectories, and their convergence.   next: results.smk
+
+
+rule geometry:
+    """Shapes of a network's trajectories over a path, and of closed-form denoisers' beside them."""
+    input:
+        images="results/{dataset}/images",
+        network=lambda wildcards: network_file(
+            wildcards.dataset, DATASETS[wildcards.dataset]["geometry"][wildcards.geometry]["network"]
+        ),
+        path=lambda wildcards: path_file(
+            wildcards.dataset, DATASETS[wildcards.dataset]["geometry"][wildcards.geometry]["path"]
+        ),
+    output:
+        "results/{dataset}/geometry/{geometry}.safetensors",
+    log:
+        "results/{dataset}/logs/geometry/{geometry}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/geometry/{geometry}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: cpus("geometry")
+    resources:
+        **asks("geometry"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        settings=section("geometry", "geometry", without=("network", "path")),
+    shell:
+        "exec python -m anisodiff geometry --dataset {params.dataset:q} --settings {params.settings:q}"
+        " --images {input.images:q} --network {input.network:q} --path {input.path:q} --output {output:q}"
+        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+
+
+rule geometry_table:
+    """A row for each denoiser over each path."""
+    input:
+        lambda wildcards: geometry_files(wildcards.dataset).values(),
+    output:
+        csv=report("results/{dataset}/geometry.csv", category="{dataset}", caption="../report/geometry.rst"),
+        md="results/{dataset}/geometry.md",
+    log:
+        "results/{dataset}/logs/geometry_table.log",
+    conda:
+        ENVIRONMENT
+    params:
+        files=lambda wildcards: json.dumps(geometry_files(wildcards.dataset)),
+        folder=subpath(output.csv, parent=True),
+    shell:
+        "exec python -m anisodiff geometry-table --files {params.files:q} --output {params.folder:q} >{log} 2>&1"
+
+
+rule convergence:
+    """Distance of a method's states and denoised estimates at every node of its grid."""
+    input:
+        unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
+        features=features_file,
+        reference="results/{dataset}/reference.safetensors",
+    output:
+        "results/{dataset}/convergence/{method}-nfe{nfe}.csv",
+    log:
+        "results/{dataset}/logs/convergence/{method}-nfe{nfe}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/convergence/{method}-nfe{nfe}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: cpus("convergence")
+    resources:
+        **asks("convergence"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        method=METHOD_JSON,
+        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
+        images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
+        batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
+        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+    shell:
+        "exec python -m anisodiff convergence --dataset {params.dataset:q} --method {params.method:q}"
+        " --nfe {wildcards.nfe} --images {params.images} --batch {params.batch}"
+        " --network {input.network:q} --path {input.path:q} {params.grids}"
+        " --features {input.features:q} --features-kind {params.kind} --reference {input.reference:q}"
+        " --output {output:q} --compute {params.compute:q} --threads {threads} >{log} 2>&1"
