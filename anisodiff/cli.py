@@ -398,11 +398,12 @@ def table(
     methods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the methods.")],
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
+    searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff import tables
 
-    tables.table(distances, methods, output, ladder)
+    tables.table(distances, methods, output, ladder, {name: Path(file) for name, file in searches.items()})
 
 
 @app.command("geometry-table")

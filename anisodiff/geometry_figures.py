@@ -290,6 +290,10 @@ def convergence(files: dict[str, str]) -> Figure:
                 markerfacecolor=COLOURS[i % 7] if filled else "white", label=f"{name}: {kind}",
             )  # fmt: skip
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.set_xlabel("denoiser evaluations an image, of which the jump's is one")
     axes.set_ylabel(frechet.TITLES[rows["features"].iloc[0]].replace(", ", ",\n"))
     axes.set_title(f"{rows['images'].iloc[0]} images; lower is better", fontsize=9)

@@ -109,7 +109,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
-def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path, ladder: Sequence[str] = ()) -> None:
+def table(
+    distance_file: Path,
+    methods: dict[str, dict[str, Any]],
+    output: Path,
+    ladder: Sequence[str] = (),
+    searches: dict[str, Path] | None = None,
+) -> None:
     """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
     Args:
@@ -117,13 +123,14 @@ def table(distance_file: Path, methods: dict[str, dict[str, Any]], output: Path,
         methods: settings of the methods, in the order of the rows.
         output: folder.
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
+        searches: files of the stage `search`, by name, whose time belongs to the cost.
     """
     rows = pd.read_csv(distance_file)
     tidy = cells(rows, list(methods))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
-    write_text(output / "cost.md", cost_page(spent))
+    write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}))
     page = Page(tidy, rows, methods)
     write_text(output / "table.md", page.markdown() + (page.ladder(ladder) if ladder else ""))
     write_text(output / "table.tex", page.latex())
@@ -160,6 +167,19 @@ def cost_page(spent: pd.DataFrame) -> str:
         "network, summed over devices. Times are comparable on one device, with nothing beside."
     )
     return f"{markdown([head, *lines])}\n\n{notes}\n"
+
+
+def search_page(searches: dict[str, Path]) -> str:
+    """Seconds of every search's parts (GITS, Table 4); nothing where nothing was searched."""
+    if not searches:
+        return ""
+    rows = [["search", "trajectories, s", "costs, s", "programming, s", "noises", "points", "device"]]
+    for name, file in searches.items():
+        about = checkpoints.header(file)
+        parts, settings = about["parts"], about["settings"]["search"]
+        seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming")]
+        rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])
+    return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
 
 
 class Page:

@@ -59,6 +59,19 @@ def overridden(address: str, served: Path, data: Path) -> dict:
             run |= {"kimg": 0.032, "batch": 16, "micro_batch": 8, "guard_kimg": 0.032}
         for warp in dataset["warps"].values():
             warp |= {"kimg": 0.016, "batch": 16}
+        # of the rows with budgets of their own, two: the others differ in a solver's name
+        kept = {"ipndm-gits-afs", "ani-ipndm-gits"} if name == "cifar10" else set()
+        every = dataset["methods"]
+        dataset["methods"] = {row: every[row] for row in every if "nfe" not in every[row] or row in kept}
+        for row in kept:
+            every[row]["nfe"] = [3]
+        for search in dataset["searches"].values():
+            search |= {"points": 7, "images": 4}
+        small = {"images": 4, "shown": 2, "steps": 10, "fine_steps": 40}
+        dataset["geometry"] = {"ani": dataset["geometry"]["ani"] | small}
+        dataset["convergence"] = dict.fromkeys(kept & {"ipndm-gits-afs"}, 3)
+        dataset["ladder"] = dataset["ladder"][:4]
+        dataset["plots"].pop("grid_nfe")
         dataset["sampling"] = {"nfe": [3], "images": 20, "shard": 20, "batch": 20}
     return config
 
@@ -71,10 +84,11 @@ def test_the_papers_configuration_end_to_end(server, tmp_path):
     for name, dataset in config["datasets"].items():
         results = tmp_path / "results" / name
         table = pd.read_csv(results / "table.csv")
-        assert set(table["method"]) == set(dataset["methods"]) == set(PAPER["datasets"][name]["methods"])
+        assert set(table["method"]) == set(dataset["methods"]) <= set(PAPER["datasets"][name]["methods"])
         assert (table["evaluations"] == 3).all()
         assert (table["features"] == "inception").all()
         assert table["mean"].between(0.1, 10_000).all()
+        assert (results / "geometry.md").is_file()
         assert "FID" in (results / "table.md").read_text()
         for figure in FIGURES:
             assert (results / "plots" / f"{figure}.png").stat().st_size > 1000

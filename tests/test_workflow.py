@@ -70,7 +70,8 @@ def finished(folder) -> Path:
     """A folder with a full run of the shortened configuration."""
     expected = {
         "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
-        "sample": 6 * SHARDS, "trajectory": 2, "distance": 1, "table": 1, "plots": 1,
+        "search": 1, "sample": 7 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1, "convergence": 2,
+        "distance": 1, "table": 1, "plots": 1,
     }  # fmt: skip
     assert jobs(folder, SHORT) == expected
     ran = snakemake(folder, SHORT, "--show-failed-logs")
@@ -81,7 +82,7 @@ def finished(folder) -> Path:
 def test_everything_configured_is_made(finished):
     results = finished / "results/digits"
     table = pd.read_csv(results / "table.csv")
-    assert len(table) == 6 * 2
+    assert len(table) == 6 * 2 + 1
     assert (table["evaluations"] == table["nfe"]).all()
     assert set(table.loc[table["nfe"] == 3, "ranges"]) == {2}
     assert (table["images"] == 64).all()
@@ -89,6 +90,8 @@ def test_everything_configured_is_made(finished):
     for name in FIGURES:
         for kind in ("svg", "png"):
             assert (results / "plots" / f"{name}.{kind}").stat().st_size > 1000
+    shapes = pd.read_csv(results / "geometry.csv")
+    assert shapes.groupby("name", sort=False)["denoiser"].count().to_dict() == {"edm": 3, "ani": 4}
     page = (results / "table.md").read_text()
     assert re.search(r"^\| ani \| ani \| ani \| uniform \| midpoint \| 2 \|", page, re.M)
     assert re.search(r"^\| edm-finetuned .* \| 2 \|", page, re.M)
@@ -109,11 +112,12 @@ def test_a_warps_setting_reruns_its_own_stages_alone(finished):
 
 def test_a_runs_setting_reruns_what_comes_from_it(finished):
     found = jobs(finished, with_change("runs.ani.path_learning_rate", 0.002))
-    assert found == {"finetune": 1, "warp_per_nfe": 2, "sample": 2 * SHARDS, "trajectory": 1, **END}
+    made = {"finetune": 1, "warp_per_nfe": 2, "sample": 2 * SHARDS, "trajectory": 1, "geometry": 1}
+    assert found == {**made, "geometry_table": 1, **END}
 
 
 def test_a_solver_reruns_its_method_alone(finished):
-    assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {"sample": SHARDS, **END}
+    assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {"sample": SHARDS, "convergence": 1, **END}
 
 
 def test_a_new_method_runs_alone(finished):
@@ -129,7 +133,7 @@ def test_a_new_budget_samples_only_its_own_cells(finished):
     config["datasets"]["digits"]["sampling"]["nfe"] = [3, 5, 7]
     cells = finished / "results/digits/samples"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
-    assert len(before) == 6 * 3
+    assert len(before) == 6 * 3 + 2
     ran = snakemake(
         finished, config, "results/digits/samples/edm/0-63.json", "results/digits/samples/ani-warped/0-63.json"
     )
@@ -168,7 +172,7 @@ def test_targets_by_name(tmp_path):
     assert jobs(tmp_path, config, "pretrain_digits") == {
         "pretrain_digits": 1, "images": 1, "pretrain": 1, "train_features": 1,
     }  # fmt: skip
-    assert jobs(tmp_path, config, "digits")["sample"] == 20
+    assert jobs(tmp_path, config, "digits")["sample"] == 30
 
 
 def test_images_are_kept_in_one_zip_a_cell(finished, tmp_path):
@@ -229,7 +233,7 @@ def test_the_profiles_are_found_by_name(tmp_path, profile):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     total = int(re.search(r"^total +(\d+)$", found.stdout + found.stderr, re.M)[1])
-    assert total == {"local": 39, "slurm": 822}[profile]
+    assert total == {"local": 56, "slurm": 1758}[profile]
 
 
 def test_no_slurm_on_this_machine_is_one_line(tmp_path):

@@ -237,6 +237,13 @@ def plot_settings(wildcards):
     )
 
 
+def search_files(dataset):
+    return {
+        name: f"results/{dataset}/searches/{name}.safetensors"
+        for name in sorted(planning.needed(DATASETS[dataset])["searches"])
+    }
+
+
 def geometry_files(dataset):
     return {name: f"results/{dataset}/geometry/{name}.safetensors" for name in DATASETS[dataset]["geometry"]}
 

@@ -25,7 +25,8 @@ rule distance:
 rule table:
     """The table: tidy CSV, and method by NFE as Markdown and LaTeX; and what it cost."""
     input:
-        "results/{dataset}/distances.csv",
+        lambda wildcards: search_files(wildcards.dataset).values(),
+        distances="results/{dataset}/distances.csv",
     output:
         csv=report("results/{dataset}/table.csv", category="{dataset}", caption="../report/table.rst"),
         md="results/{dataset}/table.md",
@@ -40,10 +41,11 @@ rule table:
         # a list, so that the order of the rows is the configuration's
         methods=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]["methods"]),
         ladder=lambda wildcards: [f"--ladder {name}" for name in DATASETS[wildcards.dataset]["ladder"]],
+        searches=lambda wildcards: json.dumps(search_files(wildcards.dataset)),
         folder=subpath(output.csv, parent=True),
     shell:
-        "exec python -m anisodiff table --distances {input:q} --methods {params.methods:q} --output {params.folder:q}"
-        " {params.ladder}"
+        "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
+        " {params.ladder} --searches {params.searches:q}"
         " >{log} 2>&1"
 
 
