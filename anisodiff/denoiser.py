@@ -1,11 +1,14 @@
 """EDM's preconditioned denoiser, per subspace of a noise path (paper, Section 4.3; arXiv:2206.00364, Table 1)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anisodiff.compute import Compute
+from anisodiff.files import StageError
 from anisodiff.paths import BatchPath, NoisePath, edm_path
 
 
@@ -75,6 +78,27 @@ class Denoiser(nn.Module):
         """
         g = sigma.square()[:, None].expand(-1, self.path.subspaces.count)
         return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))
+
+
+def read_denoiser(
+    network_file: Path, path_file: Path, sigma_data: float, compute: Compute
+) -> tuple[Denoiser, list[dict[str, Any]]]:
+    """The denoiser of a network over a path, where a stage computes, and the headers of the two files.
+
+    Raises:
+        StageError: the network is for images of another size.
+    """
+    from anisodiff import checkpoints
+
+    network, about = checkpoints.load_network(network_file)
+    path, path_about = checkpoints.load_path(path_file)
+    if path.subspaces.size != network.shape[-1]:
+        raise StageError(
+            f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
+            "set the dataset's resolution, or take another checkpoint"
+        )
+    denoiser = Denoiser(compute.place(network), path, sigma_data, compute.body)
+    return denoiser.to(compute.device), [about, path_about]
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:

@@ -33,6 +33,15 @@ def draw(
     return torch.stack(noise), one_hot
 
 
+def draw_for(
+    denoiser: Denoiser, seeds: Sequence[int], labelled: bool, device: str
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
+    """Noise and labels of a denoiser's images, on its device; no labels if they are not wanted."""
+    network = denoiser.network
+    noise, labels = draw(seeds, network.shape, network.classes if labelled else 0)
+    return noise.to(device), None if labels is None else labels.to(device)
+
+
 def batches(seeds: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
     """Seeds, `size` at a time: those meant, and padded with the last. Kernels differ with the size of a batch."""
     for first in range(0, len(seeds), size):

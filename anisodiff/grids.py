@@ -45,6 +45,10 @@ class Levels:
         index = labels.argmax(1).to(self.nodes.device)
         return Levels(self.nodes[:, index], self.inner[:, index])
 
+    def to(self, device: torch.device | str) -> "Levels":
+        """The same on a device."""
+        return Levels(self.nodes.to(device), self.inner.to(device))
+
     @property
     def steps(self) -> int:
         return len(self.nodes) - 1

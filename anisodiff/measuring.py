@@ -13,9 +13,9 @@ from torch import Tensor
 from anisodiff import checkpoints, data, geometry, gits, grids
 from anisodiff.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
 from anisodiff.compute import CPU, Compute
-from anisodiff.denoiser import Denoiser
+from anisodiff.denoiser import Denoiser, read_denoiser
 from anisodiff.files import StageError, provenance
-from anisodiff.generation import draw, start
+from anisodiff.generation import draw_for, start
 from anisodiff.grids import Levels
 from anisodiff.singlestep import euler
 from anisodiff.solvers import solve
@@ -75,19 +75,17 @@ def measure(
 
     began = time.monotonic()
     compute = compute.begin()
-    network, about = checkpoints.load_network(network_file)
-    path, path_about = checkpoints.load_path(path_file)
-    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body).to(compute.device)
+    denoiser, abouts = read_denoiser(network_file, path_file, dataset["sigma_data"], compute)
+    path = denoiser.path
     models = {"network": denoiser} | _closed_forms(dataset, settings, images, path, compute.device)
     levels, means = grids.at_mean_levels(path, settings["steps"] + 1, dataset["sigma_min"], dataset["sigma_max"])
     fine, fine_means = grids.at_mean_levels(
         path, settings["fine_steps"] + 1, dataset["sigma_min"], dataset["sigma_max"]
     )
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
-    noise, labels = draw(seeds, network.shape, network.classes if dataset["labels"] else 0)
-    labels = None if labels is None else labels.to(compute.device)
-    moved = [Levels(each.nodes.to(compute.device), each.inner.to(compute.device)) for each in (levels, fine)]
-    run = _Run(noise.to(compute.device), labels, *moved, min(settings["shown"], settings["images"]))
+    noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
+    moved = [each.to(compute.device) for each in (levels, fine)]
+    run = _Run(noise, labels, *moved, min(settings["shown"], settings["images"]))
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}
     with tqdm(models.items(), desc="geometry") as bar:
         for kind, model in bar:
@@ -114,7 +112,7 @@ def measure(
         tensors["gaussian.variances"] = variances
         tensors["gaussian.projections"] = rows.flatten(1) @ start.flatten() / variances.sqrt()
         tensors["gaussian.residual"] = _residual(trajectories["gaussian"])
-    made = provenance({"dataset": dataset, "geometry": settings}, [about, path_about])
+    made = provenance({"dataset": dataset, "geometry": settings}, abouts)
     made |= {"geometry": True, "summary": summary, "made_on": compute.made_on()}
     stored = {key: value.to(torch.float32) for key, value in tensors.items()}
     checkpoints.save(output, stored, made | {"device_seconds": round(time.monotonic() - began, 1)})

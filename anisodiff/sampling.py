@@ -16,9 +16,9 @@ from torch import Tensor
 from anisodiff import checkpoints, data, datasets, frechet, grids, searching
 from anisodiff.budgets import spend
 from anisodiff.compute import CPU, Compute
-from anisodiff.denoiser import Denoiser
+from anisodiff.denoiser import read_denoiser
 from anisodiff.files import StageError, digest, key_of, provenance, write_text
-from anisodiff.generation import draw, generate, start
+from anisodiff.generation import draw_for, generate, start
 from anisodiff.grids import Levels
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.singlestep import State, Step
@@ -94,16 +94,8 @@ class Sampler:
 
     def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
         self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
-        network, about = checkpoints.load_network(files[0])
-        self.path, path_about = checkpoints.load_path(files[1])
-        self.abouts = [about, path_about]
-        if self.path.subspaces.size != network.shape[-1]:
-            raise StageError(
-                f"{files[0]}: makes images of side {network.shape[-1]}, the path is for {self.path.subspaces.size}: "
-                "set the dataset's resolution, or take another checkpoint"
-            )
-        self.denoiser = Denoiser(compute.place(network), self.path, dataset["sigma_data"], compute.body)
-        self.denoiser.to(compute.device)
+        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset["sigma_data"], compute)
+        self.path = self.denoiser.path
 
     @property
     def step(self) -> Step:
@@ -143,10 +135,10 @@ class Sampler:
 
     def passage(self, seeds: Sequence[int], levels: Levels) -> Passage:
         """Images of these seeds at every node of a grid."""
-        noise, labels = draw(seeds, self.shape, self.classes)
-        labels = None if labels is None else labels.to(self.device)
-        own, denoiser = levels.of(labels), self.denoiser
-        states, spent, before = [start(denoiser, noise.to(self.device), own, labels)], [0], denoiser.evaluations
+        denoiser = self.denoiser
+        noise, labels = draw_for(denoiser, seeds, self.dataset["labels"], self.device)
+        own = levels.of(labels)
+        states, spent, before = [start(denoiser, noise, own, labels)], [0], denoiser.evaluations
 
         def watch(k: int, state: State) -> None:
             states.append(state.z)

@@ -9,9 +9,9 @@ import torch
 from anisodiff import checkpoints, gits, grids
 from anisodiff.budgets import Budget
 from anisodiff.compute import CPU, Compute
-from anisodiff.denoiser import Denoiser
+from anisodiff.denoiser import read_denoiser
 from anisodiff.files import StageError, provenance
-from anisodiff.generation import draw
+from anisodiff.generation import draw_for
 from anisodiff.grids import Levels
 
 
@@ -35,24 +35,23 @@ def search_levels(
     """
     began = time.monotonic()
     compute = compute.begin()
-    network, about = checkpoints.load_network(network_file)
-    path, path_about = checkpoints.load_path(path_file)
-    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body).to(compute.device)
+    denoiser, abouts = read_denoiser(network_file, path_file, dataset["sigma_data"], compute)
+    path = denoiser.path
     if settings["grid"] == "karras":
         count, low, high = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
         fine = grids.karras(settings["points"], count, low, high, denoise=False)
     else:
         fine = grids.uniform(path, settings["points"], denoise=False)
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
-    noise, labels = draw(seeds, network.shape, network.classes if dataset["labels"] else 0)
-    noise, labels = noise.to(compute.device), None if labels is None else labels.to(compute.device)
-    moved = Levels(fine.nodes.to(compute.device), fine.inner.to(compute.device)).of(labels)
-    found = gits.search(denoiser, noise, moved, labels, settings["cost"], settings["gamma"])
+    noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
+    found = gits.search(
+        denoiser, noise, fine.to(compute.device).of(labels), labels, settings["cost"], settings["gamma"]
+    )
     tensors = {"nodes": fine.nodes}
     for kind, ways in (("way", found.ways), ("analytic", found.analytic_ways)):
         tensors |= {f"{kind}-{steps}": torch.tensor(way) for steps, way in ways.items()}
     parts = dict(zip(("trajectories", "costs", "programming"), found.seconds, strict=True))
-    made = provenance({"dataset": dataset, "search": settings}, [about, path_about])
+    made = provenance({"dataset": dataset, "search": settings}, abouts)
     made |= {"search": True, "parts": parts, "made_on": compute.made_on()}
     checkpoints.save(output, tensors, made | {"device_seconds": round(time.monotonic() - began, 1)})
     print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in parts.items()))

@@ -83,11 +83,10 @@ def solve(
         threshold: see `Problem`.
     """
     problem = Problem(denoiser, labels, analytic_first, threshold)
-    moved = Levels(levels.nodes.to(z.device), levels.inner.to(z.device))
-    state = State(z)
+    levels, state = levels.to(z.device), State(z)
     with torch.no_grad():
         for k in range(levels.steps):
-            state = step(problem, state, k, moved)
+            state = step(problem, state, k, levels)
             if watch is not None:
                 watch(k, state)
     return state.z
