@@ -114,8 +114,9 @@ def aligned(curve: Float[Tensor, "n b 3"]) -> tuple[Float[Tensor, "n b 3"], Floa
         turned = [unit[:, b] @ orthogonal_procrustes(unit[:, b], reference)[0] for b in range(unit.shape[1])]
         reference = np.mean(turned, axis=0)
     away = np.array([np.linalg.norm(each - reference) / np.linalg.norm(reference) for each in turned])
-    farthest = reference[np.abs(reference).argmax(0), [0, 1]]
-    upright = np.where(farthest < 0, -1.0, 1.0)  # so that those of other denoisers look alike
+    peak = np.abs(reference[:, 0]).argmax()
+    way_there = [reference[peak, 0], reference[:peak, 1].sum()]
+    upright = np.where(np.less(way_there, 0), -1.0, 1.0)  # so that those of other denoisers look alike
     back = torch.from_numpy(np.stack(turned, axis=1) * sizes[:, None] * upright)
     return torch.cat([curve[..., :1], back], dim=2), torch.from_numpy(away)
 

@@ -118,12 +118,12 @@ def projections(entries: Entries) -> Figure:
         kinds = _kinds(tensors)
         for i, kind in enumerate(kinds):
             shares = 100 * tensors[f"{kind}.explained"]
-            places = np.arange(shares.shape[1]) + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
-            right.bar(
-                places + 1, shares.mean(0), 0.8 / len(kinds), yerr=shares.std(0), color=KINDS[kind], label=NAMES[kind],
-                hatch=["", "//", "..", "xx"][i], edgecolor="white", linewidth=0.3,
+            places = np.arange(shares.shape[1]) + (i - (len(kinds) - 1) / 2) * 0.6 / len(kinds)
+            right.errorbar(
+                places + 1, shares.mean(0), shares.std(0), color=KINDS[kind], label=NAMES[kind], marker=MARKERS[i],
+                markersize=4, linestyle="none", capsize=2,
             )  # fmt: skip
-        right.set_ylim(float(min(tensors[f"{kind}.explained"].min() for kind in kinds)) * 100 - 1, 100)
+        right.axhline(100, color="0.4", linewidth=0.8)
         right.set_ylabel("explained (%)")
     _falling(all_axes[0, 0])
     handles, labels = all_axes[0, 1].get_legend_handles_labels()
@@ -153,7 +153,7 @@ def shapes(entries: Entries) -> Figure:
             axes.invert_xaxis()
             axes.set_box_aspect((1.6, 1, 1), zoom=0.9)
     figure.text(0.5, 0.005, "pixel values; each trajectory is turned about its chord", ha="center", fontsize=8)
-    figure.subplots_adjust(left=0.02, right=0.95, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
+    figure.subplots_adjust(left=0.02, right=0.93, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
     return figure
 
 

@@ -28,12 +28,13 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class _Run:
-    """What every denoiser is run on.
+    """What a denoiser is run on.
 
     Attributes:
         noise: in pixels, one trajectory each.
         labels: one-hot classes.
         levels: of Euler's steps.
+        means: their geometric means.
         fine: of the steps between which curvature and torsion are fitted.
         shown: trajectories that are looked at one by one.
     """
@@ -41,14 +42,20 @@ class _Run:
     noise: Float[Tensor, "b c h w"]
     labels: Float[Tensor, "b k"] | None
     levels: Levels
+    means: Float[Tensor, " n"]
     fine: Levels
     shown: int
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Noise and labels of the first of them, a batch at a time."""
-        for first in range(0, count, BATCH):
-            rows = slice(first, min(first + BATCH, count))
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Noise and labels, a batch at a time."""
+        for first in range(0, len(self.noise), BATCH):
+            rows = slice(first, first + BATCH)
             yield self.noise[rows], None if self.labels is None else self.labels[rows]
+
+    def alone(self) -> "_Run":
+        """Only what is looked at one by one, in float64: for closed forms."""
+        labels = None if self.labels is None else self.labels[: self.shown]
+        return replace(self, noise=self.noise[: self.shown].to(torch.float64), labels=labels)
 
 
 def measure(
@@ -76,42 +83,28 @@ def measure(
     began = time.monotonic()
     compute = compute.begin()
     denoiser, abouts = read_denoiser(network_file, path_file, dataset["sigma_data"], compute)
-    path = denoiser.path
-    models = {"network": denoiser} | _closed_forms(dataset, settings, images, path, compute.device)
-    levels, means = grids.at_mean_levels(path, settings["steps"] + 1, dataset["sigma_min"], dataset["sigma_max"])
-    fine, fine_means = grids.at_mean_levels(
-        path, settings["fine_steps"] + 1, dataset["sigma_min"], dataset["sigma_max"]
-    )
+    models = {"network": denoiser} | _closed_forms(dataset, settings, images, denoiser.path, compute.device)
+    ends = dataset["sigma_min"], dataset["sigma_max"]
+    levels, means = grids.at_mean_levels(denoiser.path, settings["steps"] + 1, *ends)
+    fine, fine_means = grids.at_mean_levels(denoiser.path, settings["fine_steps"] + 1, *ends)
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
     noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
-    moved = [each.to(compute.device) for each in (levels, fine)]
-    run = _Run(noise, labels, *moved, min(settings["shown"], settings["images"]))
+    shown = min(settings["shown"], settings["images"])
+    run = _Run(noise, labels, levels.to(compute.device), means, fine.to(compute.device), shown)
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}
     with tqdm(models.items(), desc="geometry") as bar:
         for kind, model in bar:
             bar.set_postfix_str(kind)
-            found, summary[kind], trajectories[kind] = _measured(model, run, kind == "network")
+            found, trajectories[kind] = _measured(model, run if kind == "network" else run.alone())
+            summary[kind] = _summary(found, means, noise[0].numel())
             tensors |= {f"{kind}.{key}": value for key, value in found.items()}
-    scale = dataset["sigma_max"] * noise[0].numel() ** 0.5
-    for kind, row in summary.items():
-        at_most = tensors[f"{kind}.deviation"].argmax(0)
-        row |= {
-            "level_of_deviation": float(means[at_most].median()),
-            "length": float((tensors[f"{kind}.length"] / scale).mean()),
-            "length_std": float((tensors[f"{kind}.length"] / scale).std()),
-        }
     if "kernel" in models:
         found, summary["network"]["close_to_optimum"] = _against_optimum(
-            denoiser, models["kernel"], trajectories["network"], trajectories["kernel"], run
+            denoiser, models["kernel"], trajectories["network"], trajectories["kernel"], run.alone().labels
         )
         tensors |= found
     if "gaussian" in models:
-        rows = models["gaussian"].factors[0]
-        variances = rows.flatten(1).square().sum(1)
-        start = trajectories["gaussian"].states[0, 0] - models["gaussian"].means[0]
-        tensors["gaussian.variances"] = variances
-        tensors["gaussian.projections"] = rows.flatten(1) @ start.flatten() / variances.sqrt()
-        tensors["gaussian.residual"] = _residual(trajectories["gaussian"])
+        tensors |= _residuals(models["gaussian"], trajectories["gaussian"])
     made = provenance({"dataset": dataset, "geometry": settings}, abouts)
     made |= {"geometry": True, "summary": summary, "made_on": compute.made_on()}
     stored = {key: value.to(torch.float32) for key, value in tensors.items()}
@@ -139,49 +132,55 @@ def _closed_forms(
     return made
 
 
-def _measured(
-    model: Denoiser, run: _Run, all_of_them: bool
-) -> tuple[dict[str, Tensor], dict[str, int | float], gits.Trajectories]:
-    """Tensors, summary, and the trajectories that are shown. Closed forms run on those alone, in float64."""
-    exact = not all_of_them
-    count = len(run.noise) if all_of_them else run.shown
+def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], gits.Trajectories]:
+    """What is measured of every trajectory, and those that are shown."""
     shapes, norms, first = [], [], None
-    if exact:
-        run = replace(run, noise=run.noise.to(torch.float64))
-    for noise, labels in run.batches(count):
+    for noise, labels in run.batches():
         taught = gits.teach(model, noise, run.levels, labels, solver="euler")
         shapes.append(geometry.shape(taught.states.flatten(2).cpu()))
         norms.append(taught.flows.flatten(2).norm(dim=2).cpu() / noise[0].numel() ** 0.5)
         first = first or taught
     join = lambda name, dim: torch.cat([getattr(each, name) for each in shapes], dim)  # noqa: E731
-    found = {name: join(name, 1) for name in ("deviation", "to_end", "error")}
-    found |= {name: join(name, 0) for name in ("length", "explained", "plain")} | {"norm": torch.cat(norms, 1)}
-    found["curve"], spread = geometry.aligned(join("curve", 1))
-    found["curve"] = found["curve"][:, : run.shown]
+    found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
+    found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
+    curve, found["unlike"] = geometry.aligned(join("curve", 1))
+    found["curve"] = curve[:, : run.shown]
     kept = gits.Trajectories(first.states[:, : run.shown], first.flows[:, : run.shown], run.levels, first.problem)
-    found |= _bent(model, run, kept.states, shapes[0].directions[: run.shown])
-    largest = found["deviation"].max(0).values
-    ratio = largest / found["to_end"][0]
+    return found | _bent(model, run, kept.states, shapes[0].directions[: run.shown]), kept
+
+
+def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, int | float]:
+    """Of `_measured`, over trajectories.
+
+    Args:
+        found: from there.
+        means: levels of the nodes.
+        size: of an image, in pixel values.
+    """
+    largest, place = found["deviation"].max(0)
+    lengths = found["length"] / (float(means[0]) * size**0.5)
     left = found["error"][..., 2].max(0).values / largest
-    summary = {
-        "trajectories": count,
-        "steps": run.levels.steps,
+    return {
+        "trajectories": len(largest),
+        "steps": len(means) - 1,
         "deviation": float(largest.mean()),
         "deviation_std": float(largest.std()),
-        "deviation_of_chord": float(ratio.mean()),
+        "deviation_of_chord": float((largest / found["to_end"][0]).mean()),
+        "level_of_deviation": float(means[place].median()),
         "single_peak": float(geometry.single_peak(found["deviation"]).mean()),
         "explained_1": float(found["explained"][:, 0].mean()),
         "explained_2": float(found["explained"][:, 1].mean()),
         "explained_2_std": float(found["explained"][:, 1].std()),
         **{f"plain_{k + 1}": float(found["plain"][:, k].mean()) for k in range(3)},
         "left_in_3d": float(left.mean()),
-        "unlike": float(spread.mean()),
-        "unlike_std": float(spread.std()),
-        "turning": float(found.pop("turning").mean()),
+        "unlike": float(found["unlike"].mean()),
+        "unlike_std": float(found["unlike"].std()),
+        "turning": float(found["turning"].mean()),
+        "length": float(lengths.mean()),
+        "length_std": float(lengths.std()),
         "norm": float(found["norm"].mean()),
         "norm_last": float(found["norm"][-1].mean()),
     }
-    return found, summary, kept
 
 
 def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dict[str, Tensor]:
@@ -201,7 +200,7 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
     def project(z: Tensor) -> None:
         curve.append(torch.einsum("bd,bkd->bk", z.flatten(1).to("cpu", torch.float64) - points[1], frame))
 
-    noise, labels = next(run.batches(run.shown))
+    noise, labels = (None if each is None else each[: run.shown] for each in (run.noise, run.labels))
     first = start(model, noise, run.fine, labels)
     project(first)
     solve(model, first, run.fine, euler, labels, lambda k, state: project(state.z))
@@ -210,12 +209,19 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
     return {"arc": bent.arc, "curvature": bent.curvature, "torsion": bent.torsion, "turning": turning}
 
 
-def _residual(taught: gits.Trajectories) -> Tensor:
-    """Distance from the point of the chord with as much of the noise (Proposition 4), `[N, S]`."""
-    first, last = taught.states[0], taught.states[-1]
+def _residuals(model: GaussianDenoiser, taught: gits.Trajectories) -> dict[str, Tensor]:
+    """Of a Gaussian (Proposition 4): its variances, the first trajectory's start in its directions, and the distance of all
+    from the point of the chord with as much of the noise, `[N, S]`.
+    """
+    rows, first, last = model.factors[0].flatten(1), taught.states[0], taught.states[-1]
+    variances = rows.square().sum(1)
     shares = taught.levels.nodes / taught.levels.nodes[0]
     chord = torch.stack([last + taught.problem.scale(first - last, share) for share in shares])
-    return _apart(taught.states, chord)
+    return {
+        "gaussian.variances": variances,
+        "gaussian.projections": rows @ (first[0] - model.means[0]).flatten() / variances.sqrt(),
+        "gaussian.residual": _apart(taught.states, chord),
+    }
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
@@ -223,7 +229,11 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _against_optimum(
-    denoiser: Denoiser, kernel: KernelDenoiser, sampled: gits.Trajectories, optimal: gits.Trajectories, run: _Run
+    denoiser: Denoiser,
+    kernel: KernelDenoiser,
+    sampled: gits.Trajectories,
+    optimal: gits.Trajectories,
+    labels: Float[Tensor, "b k"] | None,
 ) -> tuple[dict[str, Tensor], float]:
     """Network and optimum along each other's trajectories (Appendix C.2), and how the optimum's weights settle.
 
@@ -231,10 +241,9 @@ def _against_optimum(
         tensors, and the share of steps at which the network is no farther from the optimum than the point is: the
         assumption of Proposition 3.
     """
-    labels = None if run.labels is None else run.labels[: run.shown]
     best, learnt, entropies, weights = [], [], {"sampled": [], "optimal": []}, []
     with torch.no_grad():
-        for sigma, here, there in zip(run.levels.nodes[:-1], sampled.states, optimal.states, strict=False):
+        for sigma, here, there in zip(sampled.levels.nodes[:-1], sampled.states, optimal.states, strict=False):
             g = sigma.square()
             at = {"sampled": kernel.log_weights(here, g, labels), "optimal": kernel.log_weights(there, g, labels)}
             for name, logs in at.items():

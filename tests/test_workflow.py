@@ -172,7 +172,7 @@ def test_targets_by_name(tmp_path):
     assert jobs(tmp_path, config, "pretrain_digits") == {
         "pretrain_digits": 1, "images": 1, "pretrain": 1, "train_features": 1,
     }  # fmt: skip
-    assert jobs(tmp_path, config, "digits")["sample"] == 30
+    assert jobs(tmp_path, config, "digits")["sample"] == 28
 
 
 def test_images_are_kept_in_one_zip_a_cell(finished, tmp_path):
@@ -233,7 +233,7 @@ def test_the_profiles_are_found_by_name(tmp_path, profile):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     total = int(re.search(r"^total +(\d+)$", found.stdout + found.stderr, re.M)[1])
-    assert total == {"local": 56, "slurm": 1758}[profile]
+    assert total == {"local": 53, "slurm": 1758}[profile]
 
 
 def test_no_slurm_on_this_machine_is_one_line(tmp_path):
