@@ -210,7 +210,7 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
 
 
 def _residuals(model: GaussianDenoiser, taught: gits.Trajectories) -> dict[str, Tensor]:
-    """Of a Gaussian (Proposition 4): its variances, the first trajectory's start in its directions, and the distance of all
+    """Of a Gaussian (Proposition 4): its variances, the first trajectory's start in its directions, and how far all are
     from the point of the chord with as much of the noise, `[N, S]`.
     """
     rows, first, last = model.factors[0].flatten(1), taught.states[0], taught.states[-1]
