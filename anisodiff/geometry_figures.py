@@ -153,7 +153,7 @@ def shapes(entries: Entries) -> Figure:
             axes.invert_xaxis()
             axes.set_box_aspect((1.6, 1, 1), zoom=0.9)
     figure.text(0.5, 0.005, "pixel values; each trajectory is turned about its chord", ha="center", fontsize=8)
-    figure.subplots_adjust(left=0.02, right=0.93, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
+    figure.subplots_adjust(left=0.02, right=0.9, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
     return figure
 
 
@@ -175,6 +175,7 @@ def bending(entries: Entries) -> Figure:
             axes.set_yscale("log")
             axes.set_ylabel(label)
         left.set_ylim(bottom=1e-9)
+        right.set_ylim(bottom=1e-5)
         middle.set_ylabel("turning (degrees\nan e-fold of noise)")
     for axes in all_axes[0]:
         _falling(axes)

@@ -60,12 +60,9 @@ def shards(dataset: dict[str, Any], method: str) -> list[tuple[int, int]]:
 
 def warp_budgets(dataset: dict[str, Any], warp: str) -> set[int]:
     """Budgets of all methods on a warp."""
-    return {
-        nfe
-        for method, settings in dataset["methods"].items()
-        if settings.get("warp") == warp
-        for nfe in budgets(dataset, method)
-    }
+    on = [method for method, settings in dataset["methods"].items() if settings.get("warp") == warp]
+    followed = {nfe for method, nfe in dataset["convergence"].items() if method in on}
+    return followed.union(*(budgets(dataset, method) for method in on))
 
 
 def jobs(dataset: dict[str, Any]) -> Counter:

@@ -59,18 +59,21 @@ def overridden(address: str, served: Path, data: Path) -> dict:
             run |= {"kimg": 0.032, "batch": 16, "micro_batch": 8, "guard_kimg": 0.032}
         for warp in dataset["warps"].values():
             warp |= {"kimg": 0.016, "batch": 16}
-        # of the rows with budgets of their own, two: the others differ in a solver's name
-        kept = {"ipndm-gits-afs", "ani-ipndm-gits"} if name == "cifar10" else set()
-        every = dataset["methods"]
-        dataset["methods"] = {row: every[row] for row in every if "nfe" not in every[row] or row in kept}
-        for row in kept:
-            every[row]["nfe"] = [3]
+        # rows that data sets share are made for the first; of those that differ in a solver's name, two
+        few = {"ipndm-gits-afs", "ani-ipndm-gits"}
+        every, shared, ladder = dataset["methods"], PAPER["datasets"]["cifar10"]["methods"], dataset["ladder"][:5]
+        first = name == "cifar10"
+        dataset["methods"] = {
+            row: settings | ({"nfe": [3]} if row in few else {})
+            for row, settings in every.items()
+            if (first and (row in few or "nfe" not in settings)) or row in ladder or row not in shared
+        }
         for search in dataset["searches"].values():
             search |= {"points": 7, "images": 4}
         small = {"images": 4, "shown": 2, "steps": 10, "fine_steps": 40}
         dataset["geometry"] = {"ani": dataset["geometry"]["ani"] | small}
-        dataset["convergence"] = dict.fromkeys(kept & {"ipndm-gits-afs"}, 3)
-        dataset["ladder"] = dataset["ladder"][:4]
+        dataset["convergence"] = {"ipndm-gits-afs": 3} if first else {}
+        dataset["ladder"] = ladder
         dataset["plots"].pop("grid_nfe")
         dataset["sampling"] = {"nfe": [3], "images": 20, "shard": 20, "batch": 20}
     return config

@@ -1,5 +1,6 @@
 # needs: the configuration.   makes: CONFIG, resolved and checked, and functions from names to files.   next: inputs.smk
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ except StageError as error:
 DATASETS = CONFIG["datasets"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
-PUBLISHED = "config/published.csv"
+PUBLISHED = os.path.relpath(Path(workflow.basedir).parent / "config/published.csv")
 DATASET_KEYS = ("labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
