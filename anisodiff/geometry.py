@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import orthogonal_procrustes
-from scipy.signal import find_peaks
 from torch import Tensor
 
 DIRECTIONS = 5  # beside the chord, that shapes are described in
@@ -94,6 +92,8 @@ def single_peak(deviation: Float[Tensor, "n b"], prominence: float = 0.05) -> Fl
         deviation: of a `Shape`.
         prominence: of a maximum that counts, as a share of the largest deviation.
     """
+    from scipy.signal import find_peaks  # half as long to import as torch, and every sampling job imports this file
+
     curves = deviation.T.numpy()
     found = [len(find_peaks(curve, prominence=prominence * curve.max())[0]) for curve in curves]
     return torch.tensor([float(count == 1) for count in found], dtype=torch.float64)
@@ -106,6 +106,8 @@ def aligned(curve: Float[Tensor, "n b 3"]) -> tuple[Float[Tensor, "n b 3"], Floa
         the turned curves, and how far each is from their mean perpendicular to the chord: a share of the mean's size,
         each curve in units of its own largest deviation.
     """
+    from scipy.linalg import orthogonal_procrustes
+
     planes = curve[..., 1:].numpy()
     sizes = np.linalg.norm(planes, axis=2).max(0)
     unit = planes / np.where(sizes > 0, sizes, 1)[:, None]
