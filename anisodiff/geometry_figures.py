@@ -262,7 +262,9 @@ def gaussian_residuals(entries: Entries) -> Figure:
         (all_axes[1], (phi * projections_).square(), "$\\varphi_k^2 (u_k^T (x_T - \\mu))^2$"),
     ):
         norm = mpl.colors.LogNorm(float(values.max()) * 1e-4, float(values.max()))
-        mesh = axes.pcolormesh(means, index, values.T.clamp(min=float(values.max()) * 1e-4), norm=norm, cmap="cividis")
+        mesh = axes.pcolormesh(
+            means, index, values.T.clamp(min=float(values.max()) * 1e-4), norm=norm, cmap="cividis", rasterized=True
+        )
         figure.colorbar(mesh, ax=axes, location="top", shrink=0.9).ax.tick_params(labelsize=6)
         axes.set_title(title, fontsize=8, pad=22)
         axes.set_ylabel("principal direction $k$")
