@@ -149,11 +149,12 @@ def shapes(entries: Entries) -> Figure:
                 axis.set_major_locator(mpl.ticker.MaxNLocator(3))
             axes.set_xlabel("along the chord", fontsize=6, labelpad=-8)
             axes.set_ylabel("first", fontsize=6, labelpad=-9)
-            axes.set_zlabel("second direction", fontsize=6, labelpad=-10)
+            axes.set_zlabel("second", fontsize=6, labelpad=-10)
             axes.invert_xaxis()
             axes.set_box_aspect((1.6, 1, 1), zoom=0.9)
-    figure.text(0.5, 0.005, "pixel values; each trajectory is turned about its chord", ha="center", fontsize=8)
-    figure.subplots_adjust(left=0.02, right=0.9, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
+    words = "pixel values along the chord and in the first two directions; trajectories are turned about their chords"
+    figure.text(0.5, 0.005, words, ha="center", fontsize=8)
+    figure.subplots_adjust(left=0.02, right=0.93, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
     return figure
 
 

@@ -26,10 +26,6 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         settings: the dataset's resolved configuration.
         output: folder to fill; files of an earlier run are replaced.
     """
-    found = [file for pattern in (*WHERE_CONFIGURED, "plots/[!.]*") for file in sorted(results.glob(pattern))]
-    for file in [*(results / name for name in FILES), *found]:
-        with atomic(output / file.relative_to(results)) as temporary:
-            shutil.copyfile(file, temporary)
     table = pd.read_csv(results / "table.csv", dtype=str)
     made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
     about = provenance(settings) | {
@@ -39,6 +35,10 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
+    found = [file for pattern in (*WHERE_CONFIGURED, "plots/[!.]*") for file in sorted(results.glob(pattern))]
+    for file in [*(results / name for name in FILES), *found]:
+        with atomic(output / file.relative_to(results)) as temporary:
+            shutil.copyfile(file, temporary)
     write_text(output / "provenance.json", json.dumps(about, indent=1) + "\n")
 
 
