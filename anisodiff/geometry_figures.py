@@ -135,7 +135,7 @@ def projections(entries: Entries) -> Figure:
 def shapes(entries: Entries) -> Figure:
     """Figures 5 and 10: trajectories in three dimensions, turned about their chords onto one another."""
     kinds = [kind for kind in KINDS if any(kind in _kinds(tensors) for tensors in entries.values())]
-    figure = plt.figure(figsize=(2.4 * max(3, len(kinds)), 2.5 * len(entries)), layout="none")
+    figure = plt.figure(figsize=(2.4 * max(3, len(kinds)), 2.5 * len(entries)), layout="constrained")
     for row, (name, tensors) in enumerate(entries.items()):
         for column, kind in enumerate(kinds):
             if kind not in _kinds(tensors):
@@ -154,7 +154,7 @@ def shapes(entries: Entries) -> Figure:
             axes.set_box_aspect((1.6, 1, 1), zoom=0.9)
     words = "pixel values along the chord and in the first two directions; trajectories are turned about their chords"
     figure.text(0.5, 0.005, words, ha="center", fontsize=8)
-    figure.subplots_adjust(left=0.02, right=0.93, bottom=0.03, top=0.96, wspace=0.15, hspace=0.12)
+    figure.get_layout_engine().set(rect=(0.0, 0.03, 0.97, 0.97))  # which does not see the labels of three dimensions
     return figure
 
 
