@@ -87,15 +87,16 @@ class KernelDenoiser(ClosedForm):
 
     def log_density(self, x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, " b"]:
         """Of the kernel estimate of the data with this bandwidth, but for a constant (`p_h` of Proposition 3)."""
-        flat = x.to(torch.float64).flatten(1)
-        squares = torch.cat([torch.cdist(flat, part.flatten(1)).square() for part in self._exact()], dim=1)
-        return (-squares / (2 * sigma**2)).logsumexp(1)
+        return (-self._distances(x).square() / (2 * sigma**2)).logsumexp(1)
 
     def nearest(self, x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b k c h w"]:
         """The data's nearest images, in coefficients."""
+        return self.images[self._distances(x).topk(count, dim=1, largest=False).indices]
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """To each of the images, `[B, N]`."""
         flat = x.to(torch.float64).flatten(1)
-        distances = torch.cat([torch.cdist(flat, part.flatten(1)) for part in self._exact()], dim=1)
-        return self.images[distances.topk(count, dim=1, largest=False).indices]
+        return torch.cat([torch.cdist(flat, part.flatten(1)) for part in self._exact()], dim=1)
 
 
 class GaussianDenoiser(ClosedForm):

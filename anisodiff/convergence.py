@@ -49,14 +49,14 @@ def follow(
     sampler, truth = Sampler(dataset, method, files, compute), load_reference(reference, features[0])
     extract = frechet.FEATURES[features[0]](features[1], compute.device)
     levels, to_pixels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe])), sampler.path.to_pixels
+    above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
         passage = sampler.passage(padded, levels)
-        for kind, nodes in (("state", passage.states), ("denoised", passage.denoised)):
+        for kind, nodes in (("state", passage.states), ("denoised", passage.denoised[:above])):
             for node, z in enumerate(nodes):
                 found = extract(to_uint8(to_pixels(z[: len(chosen)])).cpu())
                 gathered.setdefault((node, kind), frechet.FeatureStatistics(found.shape[1])).add(found)
-    above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     rows = [
         {
             "node": node,
@@ -69,6 +69,5 @@ def follow(
             "version": version(),
         }
         for (node, kind), statistics in gathered.items()
-        if kind == "state" or node < above
     ]
     write_text(output, pd.DataFrame(rows).to_csv(index=False))

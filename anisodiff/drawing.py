@@ -4,8 +4,11 @@ import itertools
 from typing import Any
 
 import torch
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from torch import Tensor
+
+from anisodiff import frechet
 
 COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 DASHES = ["-", "--", "-.", ":"]
@@ -34,6 +37,15 @@ def styles(count: int) -> list[dict[str, Any]]:
 
 def legend_beside(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
+def distance_axis(axes: Axes, features: str) -> None:
+    """A logarithmic axis of the Frechet distance of a feature network, labelled in plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set_ylabel(frechet.TITLES[features].replace(", ", ",\n"))
 
 
 def show(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+DENOISERS = ("network", "kernel", "gaussian", "mixture")  # whose trajectories are measured, in this order
 DIRECTIONS = 5  # beside the chord, that shapes are described in
 
 

@@ -4,7 +4,6 @@ Sampling goes from left to right: levels fall along the axis.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -15,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff import checkpoints, frechet
-from anisodiff.drawing import COLOURS, DASHES, MARKERS, legend_beside, show, tiled
+from anisodiff import checkpoints
+from anisodiff.drawing import COLOURS, DASHES, MARKERS, distance_axis, legend_beside, show, tiled
+from anisodiff.geometry import DENOISERS
 
-KINDS = {"network": "#0072B2", "kernel": "#D55E00", "gaussian": "#009E73", "mixture": "#CC79A7"}
-NAMES = {"network": "network", "kernel": "optimal (kernel)", "gaussian": "Gaussian", "mixture": "Gaussian a class"}
+KINDS = dict(zip(DENOISERS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+NAMES = dict(zip(DENOISERS, ("network", "optimal (kernel)", "Gaussian", "Gaussian a class"), strict=True))
 STRIPS = (
     "$x$, network's trajectory",
     "$D(x)$, network",
@@ -29,6 +29,7 @@ STRIPS = (
     "$D(x^*)$, network",
 )
 LEVEL = "mean noise level $\\bar\\sigma$ (pixel values)"
+NARROW_LEVEL = LEVEL.replace(" (", "\n(")
 Entries = dict[str, dict[str, Tensor]]
 
 
@@ -81,13 +82,17 @@ def _spread(axes: Axes, x: Tensor, values: Tensor, kind: str, label: str) -> Non
     axes.fill_between(x, low, high, color=KINDS[kind], alpha=0.15, linewidth=0)
 
 
+def _legend(figure: Figure, axes: Axes, side: str = "upper") -> None:
+    """Of the lines of some axes, for all of them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {side} center", ncols=4, fontsize=8)
+
+
 def _finish(figure: Figure, all_axes: np.ndarray, entries: Entries, below: list[str]) -> None:
     for name, row in zip(entries, all_axes, strict=True):
         row[0].set_title(name, fontsize=9, loc="left")
     for axes, label in zip(all_axes[-1], below, strict=True):
         axes.set_xlabel(label)
-    handles, labels = all_axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    _legend(figure, all_axes[0, 0])
 
 
 def deviation(entries: Entries) -> Figure:
@@ -126,8 +131,7 @@ def projections(entries: Entries) -> Figure:
         right.axhline(100, color="0.4", linewidth=0.8)
         right.set_ylabel("explained (%)")
     _falling(all_axes[0, 0])
-    handles, labels = all_axes[0, 1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    _legend(figure, all_axes[0, 1], "lower")
     _finish(figure, all_axes, entries, [LEVEL, "directions beside the chord"])
     return figure
 
@@ -180,7 +184,7 @@ def bending(entries: Entries) -> Figure:
         middle.set_ylabel("turning (degrees\nan e-fold of noise)")
     for axes in all_axes[0]:
         _falling(axes)
-    _finish(figure, all_axes, entries, [LEVEL.replace(" (", "\n(")] * 3)
+    _finish(figure, all_axes, entries, [NARROW_LEVEL] * 3)
     return figure
 
 
@@ -193,10 +197,9 @@ def noise(entries: Entries) -> Figure:
         axes.axhline(1, color="0.4", linewidth=0.8)
         _falling(axes)
         axes.set_title(name, fontsize=9, loc="left")
-        axes.set_xlabel(LEVEL.replace(" (", "\n("))
+        axes.set_xlabel(NARROW_LEVEL)
     all_axes[0, 0].set_ylabel("$\\|\\hat\\epsilon\\| / \\sqrt{d}$ (1 is noise)")
-    handles, labels = all_axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    _legend(figure, all_axes[0, 0])
     return figure
 
 
@@ -225,7 +228,7 @@ def optimum(entries: Entries) -> Figure:
             beside.set_title("dotted: loss per unit of $\\ln\\bar\\sigma$", fontsize=6, loc="right", color="0.4")
     for axes in all_axes[0]:
         _falling(axes)
-    _finish(figure, all_axes, entries, [LEVEL.replace(" (", "\n(")] * 3)
+    _finish(figure, all_axes, entries, [NARROW_LEVEL] * 3)
     return figure
 
 
@@ -278,7 +281,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
     all_axes[2].set_title(f"{name}: Gaussian data", fontsize=8)
     for axes in all_axes:
         _falling(axes)
-        axes.set_xlabel(LEVEL.replace(" (", "\n("))
+        axes.set_xlabel(NARROW_LEVEL)
     return figure
 
 
@@ -286,20 +289,16 @@ def convergence(files: dict[str, str]) -> Figure:
     """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     for i, (name, file) in enumerate(files.items()):
-        rows = pd.read_csv(Path(file))
+        rows = pd.read_csv(file)
         for kind, dash, filled in (("state", ":", False), ("denoised", "-", True)):
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(
                 mine["evaluations"], mine["distance"], dash, color=COLOURS[i % 7], marker=MARKERS[i], markersize=4,
                 markerfacecolor=COLOURS[i % 7] if filled else "white", label=f"{name}: {kind}",
             )  # fmt: skip
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    distance_axis(axes, rows["features"].iloc[0])
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.set_xlabel("denoiser evaluations an image, of which the jump's is one")
-    axes.set_ylabel(frechet.TITLES[rows["features"].iloc[0]].replace(", ", ",\n"))
     axes.set_title(f"{rows['images'].iloc[0]} images; lower is better", fontsize=9)
     legend_beside(axes)
     return figure

@@ -6,9 +6,9 @@ import pandas as pd
 
 from anisodiff import checkpoints
 from anisodiff.files import write_text
+from anisodiff.geometry import DENOISERS
 from anisodiff.tables import markdown
 
-KINDS = ("network", "kernel", "gaussian", "mixture")
 HEAD = [
     "name", "denoiser", "trajectories", "deviation", "of the chord", "at level", "one peak", "in one direction",
     "in two", "left in 3-D", "unlike", "turning", "length", "noise, mean", "noise, last",
@@ -37,7 +37,7 @@ def write(files: dict[str, Path], output: Path) -> None:
     rows = [
         {"name": name, "denoiser": kind, **summary[kind]}
         for name, summary in summaries.items()
-        for kind in KINDS
+        for kind in DENOISERS
         if kind in summary
     ]
     write_text(output / "geometry.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))

@@ -34,7 +34,6 @@ class _Run:
         noise: in pixels, one trajectory each.
         labels: one-hot classes.
         levels: of Euler's steps.
-        means: their geometric means.
         fine: of the steps between which curvature and torsion are fitted.
         shown: trajectories that are looked at one by one.
     """
@@ -42,7 +41,6 @@ class _Run:
     noise: Float[Tensor, "b c h w"]
     labels: Float[Tensor, "b k"] | None
     levels: Levels
-    means: Float[Tensor, " n"]
     fine: Levels
     shown: int
 
@@ -90,7 +88,7 @@ def measure(
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
     noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
     shown = min(settings["shown"], settings["images"])
-    run = _Run(noise, labels, levels.to(compute.device), means, fine.to(compute.device), shown)
+    run = _Run(noise, labels, levels.to(compute.device), fine.to(compute.device), shown)
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}
     with tqdm(models.items(), desc="geometry") as bar:
         for kind, model in bar:
@@ -117,8 +115,7 @@ def _closed_forms(
     kinds = settings["exact"]
     if not kinds:
         return {}
-    loaded = data.load(folder)
-    train, _ = loaded.split(dataset["heldout"])
+    train, _ = data.load(folder).split(dataset["heldout"])
     made: dict[str, Denoiser] = {}
     if "kernel" in kinds:
         some = data.Images(train.pixels, train.labels, train.classes, train.rows[: settings["data"]])

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff import checkpoints, frechet, geometry_figures
-from anisodiff.drawing import DASHES, MARKERS, STYLE, legend_beside, show, styles, tiled
+from anisodiff import checkpoints, geometry_figures
+from anisodiff.drawing import DASHES, MARKERS, STYLE, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.files import StageError, atomic
 from anisodiff.paths import NoisePath, Warp
 from anisodiff.subspaces import dct_matrix
@@ -118,13 +118,9 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str], published: pd.D
                 **style,
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        distance_axis(axes, tidy["features"].iloc[0])
         axes.set_xticks(budgets, _apart(budgets))
-        axes.set_ylabel(frechet.TITLES[tidy["features"].iloc[0]].replace(", ", ",\n"))
         legend_beside(axes)
     axes.set_xlabel("NFE (denoiser evaluations an image)")
     all_axes[0, 0].set_title(

@@ -133,6 +133,11 @@ def path_file(dataset, name):
     )
 
 
+def file_of(find, name, key, field):
+    """Function of the wildcards: the file of a network or a path (`find`) that an entry of a section names in a field."""
+    return lambda wildcards: find(wildcards.dataset, DATASETS[wildcards.dataset][name][getattr(wildcards, key)][field])
+
+
 def basis_file(section):
     """Function of the wildcards: the basis that an entry of `paths` or `runs` is on, if it is on one."""
 

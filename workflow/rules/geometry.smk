@@ -5,12 +5,8 @@ rule geometry:
     """Shapes of a network's trajectories over a path, and of closed-form denoisers' beside them."""
     input:
         images="results/{dataset}/images",
-        network=lambda wildcards: network_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["geometry"][wildcards.geometry]["network"]
-        ),
-        path=lambda wildcards: path_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["geometry"][wildcards.geometry]["path"]
-        ),
+        network=file_of(network_file, "geometry", "geometry", "network"),
+        path=file_of(path_file, "geometry", "geometry", "path"),
     output:
         "results/{dataset}/geometry/{geometry}.safetensors",
     log:

@@ -93,10 +93,8 @@ rule finetune:
     """A network finetuned with EDM's loss, or network and path with trajectory-level score matching."""
     input:
         images="results/{dataset}/images",
-        network=lambda wildcards: network_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["runs"][wildcards.run]["start"]
-        ),
-        path=lambda wildcards: path_file(wildcards.dataset, DATASETS[wildcards.dataset]["runs"][wildcards.run]["path"]),
+        network=file_of(network_file, "runs", "run", "start"),
+        path=file_of(path_file, "runs", "run", "path"),
         basis=basis_file("runs"),
     output:
         network="results/{dataset}/runs/{run}/network.safetensors",
@@ -129,12 +127,8 @@ rule warp:
     """The time warp of a path."""
     input:
         images="results/{dataset}/images",
-        network=lambda wildcards: network_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["warps"][wildcards.warp]["network"]
-        ),
-        path=lambda wildcards: path_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["warps"][wildcards.warp]["path"]
-        ),
+        network=file_of(network_file, "warps", "warp", "network"),
+        path=file_of(path_file, "warps", "warp", "path"),
     output:
         "results/{dataset}/warps/{warp}.safetensors",
     log:
@@ -172,12 +166,8 @@ ruleorder: warp_per_nfe > warp
 rule search:
     """Levels for every budget, along the trajectories of a few warm-up noises."""
     input:
-        network=lambda wildcards: network_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["searches"][wildcards.search]["network"]
-        ),
-        path=lambda wildcards: path_file(
-            wildcards.dataset, DATASETS[wildcards.dataset]["searches"][wildcards.search]["path"]
-        ),
+        network=file_of(network_file, "searches", "search", "network"),
+        path=file_of(path_file, "searches", "search", "path"),
     output:
         "results/{dataset}/searches/{search}.safetensors",
     log:
