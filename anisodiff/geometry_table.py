@@ -53,10 +53,11 @@ def write(files: dict[str, Path], output: Path) -> None:
     ]  # fmt: skip
     shares = [[row["name"], row["denoiser"], *(f"{100 * row[f'plain_{k}']:.6f} %" for k in (1, 2, 3))] for row in rows]
     near = [
-        f"{row['name']}: the network is no farther from the optimum than the noisy image at "
-        f"{100 * row['close_to_optimum']:.1f} % of the steps (the assumption of Proposition 3)."
-        for row in rows
-        if "close_to_optimum" in row
+        f"{name}: the network is no farther from the optimum for {summary['kernel']['data']:,} training images than "
+        f"the noisy image is, at {100 * summary['network']['close_to_optimum']:.1f} % of the steps (the assumption of "
+        "Proposition 3)."
+        for name, summary in summaries.items()
+        if "kernel" in summary
     ]
     pages = [
         markdown([HEAD, *lines]),

@@ -97,6 +97,7 @@ def measure(
             summary[kind] = _summary(found, means, noise[0].numel())
             tensors |= {f"{kind}.{key}": value for key, value in found.items()}
     if "kernel" in models:
+        summary["kernel"]["data"] = len(models["kernel"].images)
         found, summary["network"]["close_to_optimum"] = _against_optimum(
             denoiser, models["kernel"], trajectories["network"], trajectories["kernel"], run.alone().labels
         )

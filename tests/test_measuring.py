@@ -79,6 +79,7 @@ def test_table_and_figures_of_two_paths(measured, tmp_path):
     page = (tmp_path / "geometry.md").read_text()
     assert page.count("| other |") == 8
     assert f"{rows['deviation'][1]:.2f} ±" in page
+    assert "other: the network is no farther from the optimum for 200 training images" in page
     found = geometry_figures.figures({name: str(file) for name, file in files.items()})
     assert set(found) == {f"geometry-{name}" for name in (
         "deviation", "projections", "shapes", "bending", "noise", "optimum", "pictures", "gaussian",
