@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anisodiff import checkpoints
-from anisodiff.drawing import COLOURS, DASHES, MARKERS, distance_axis, legend_beside, show, tiled
+from anisodiff.drawing import COLOURS, DASHES, MARKERS, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.geometry import DENOISERS
 
 KINDS = dict(zip(DENOISERS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
@@ -212,8 +212,9 @@ def optimum(entries: Entries) -> Figure:
         _spread(left, means, entropy, "kernel", "along the optimum's trajectory")
         _spread(left, means, tensors["entropy.sampled"], "network", "along the network's trajectory")
         left.set_ylabel("entropy of the weights\n(nats)")
-        for k, weight in enumerate(tensors["weights"].T):
-            middle.plot(means, weight + 1e-10, color=COLOURS[k % 7], linestyle=DASHES[k // 7], linewidth=1)
+        weights = tensors["weights"].T
+        for weight, style in zip(weights, styles(len(weights)), strict=True):
+            middle.plot(means, weight + 1e-10, **style | {"marker": "None"}, linewidth=1)
         middle.set_yscale("log")
         middle.set_ylabel("weights of eight images\n(one trajectory)")
         for kind, along in (("kernel", "optimal"), ("network", "sampled")):
@@ -266,9 +267,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
         (all_axes[1], (phi * projections_).square(), "$\\varphi_k^2 (u_k^T (x_T - \\mu))^2$"),
     ):
         norm = mpl.colors.LogNorm(float(values.max()) * 1e-4, float(values.max()))
-        mesh = axes.pcolormesh(
-            means, index, values.T.clamp(min=float(values.max()) * 1e-4), norm=norm, cmap="cividis", rasterized=True
-        )
+        mesh = axes.pcolormesh(means, index, values.T.clamp(min=norm.vmin), norm=norm, cmap="cividis", rasterized=True)
         figure.colorbar(mesh, ax=axes, location="top", shrink=0.9).ax.tick_params(labelsize=6)
         axes.set_title(title, fontsize=8, pad=22)
         axes.set_ylabel("principal direction $k$")
@@ -288,13 +287,13 @@ def gaussian_residuals(entries: Entries) -> Figure:
 def convergence(files: dict[str, str]) -> Figure:
     """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for i, (name, file) in enumerate(files.items()):
+    for (name, file), style in zip(files.items(), styles(len(files)), strict=True):
         rows = pd.read_csv(file)
-        for kind, dash, filled in (("state", ":", False), ("denoised", "-", True)):
+        for kind, dash, filling in (("state", ":", "white"), ("denoised", "-", style["color"])):
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(
-                mine["evaluations"], mine["distance"], dash, color=COLOURS[i % 7], marker=MARKERS[i], markersize=4,
-                markerfacecolor=COLOURS[i % 7] if filled else "white", label=f"{name}: {kind}",
+                mine["evaluations"], mine["distance"], **style | {"linestyle": dash}, markersize=4,
+                markerfacecolor=filling, label=f"{name}: {kind}",
             )  # fmt: skip
     distance_axis(axes, rows["features"].iloc[0])
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))

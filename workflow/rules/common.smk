@@ -61,13 +61,18 @@ def compute_json():
     return as_json({key: CONFIG[key] for key in ("device", "dtype", "compile")})
 
 
+def entry(wildcards, name, key):
+    """One entry of a section of the dataset's configuration: that which the wildcard `key` names."""
+    return DATASETS[wildcards.dataset][name][getattr(wildcards, key)]
+
+
 def section(name, key, without=()):
     """Function of the wildcards: the JSON of one entry of the dataset's configuration, but for what reaches its stage as
     files or options."""
 
     def settings(wildcards):
-        entry = DATASETS[wildcards.dataset][name][getattr(wildcards, key)]
-        return as_json({each: value for each, value in entry.items() if each not in without})
+        chosen = entry(wildcards, name, key)
+        return as_json({each: value for each, value in chosen.items() if each not in without})
 
     return settings
 
@@ -135,15 +140,14 @@ def path_file(dataset, name):
 
 def file_of(find, name, key, field):
     """Function of the wildcards: the file of a network or a path (`find`) that an entry of a section names in a field."""
-    return lambda wildcards: find(wildcards.dataset, DATASETS[wildcards.dataset][name][getattr(wildcards, key)][field])
+    return lambda wildcards: find(wildcards.dataset, entry(wildcards, name, key)[field])
 
 
-def basis_file(section):
+def basis_file(name, key):
     """Function of the wildcards: the basis that an entry of `paths` or `runs` is on, if it is on one."""
 
     def file(wildcards):
-        entry = DATASETS[wildcards.dataset][section][getattr(wildcards, section.removesuffix("s"))]
-        basis = basis_of(entry["subspaces"])
+        basis = basis_of(entry(wildcards, name, key)["subspaces"])
         return [] if basis is None else f"results/{wildcards.dataset}/bases/{basis}.safetensors"
 
     return file

@@ -71,7 +71,7 @@ rule path:
     """A path that needs no training."""
     input:
         images="results/{dataset}/images",
-        basis=basis_file("paths"),
+        basis=basis_file("paths", "path"),
     output:
         "results/{dataset}/paths/{path}.safetensors",
     log:
@@ -95,7 +95,7 @@ rule finetune:
         images="results/{dataset}/images",
         network=file_of(network_file, "runs", "run", "start"),
         path=file_of(path_file, "runs", "run", "path"),
-        basis=basis_file("runs"),
+        basis=basis_file("runs", "run"),
     output:
         network="results/{dataset}/runs/{run}/network.safetensors",
         path="results/{dataset}/runs/{run}/path.safetensors",
