@@ -15,7 +15,9 @@ from anisodiff.schedules import karras_sigmas
 
 @dataclass(frozen=True)
 class Levels:
-    """Standard deviations in each subspace, falling. A last node of 0 means one plain Euler step.
+    """Standard deviations in each subspace, falling: in every step in some subspace, and rising in none.
+
+    A last node of 0, in all subspaces, means one plain Euler step.
 
     Attributes:
         nodes: where steps begin and end, `[N, B or 1, J]`; before `of`, the middle axis is that of the classes.
@@ -31,8 +33,15 @@ class Levels:
             raise StageError(
                 f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes"
             )
-        if not (self.nodes.diff(dim=0) < 0).all() or (self.nodes < 0).any():
-            raise StageError("grid: levels must fall from node to node: check the path and the grid")
+        change = self.nodes.diff(dim=0)
+        if (wrong := ~(change <= 0)).any():  # NaN too
+            k, _, j = wrong.nonzero()[0].tolist()
+            raise StageError(f"grid: levels must fall: step {k} of subspace {j} rises: check the path and the grid")
+        if (still := (change == 0).all(2)).any():
+            k = int(still.nonzero()[0, 0])
+            raise StageError(f"grid: levels must fall: in step {k} no subspace does: check the path and the grid")
+        if (self.nodes[:-1] <= 0).any() or (self.nodes[-1] < 0).any() or len((self.nodes[-1] == 0).unique()) > 1:
+            raise StageError("grid: levels must be above 0, but for a last one of 0 in all subspaces: check the grid")
 
     def of(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
         """Each image's levels, by its one-hot label, from levels of every class."""

@@ -2,16 +2,23 @@
 
 A step is `(problem, state, k, levels) -> state`. It sees levels, never the name of a schedule. Here are those that
 evaluate between nodes; those that remember earlier evaluations are in `multistep.py`.
+
+The flow in one subspace changes with the noise in all of them. So what is extrapolated is a function of the
+geometric-mean level, which every step lowers, and each subspace then moves by its own levels: one that slows down or
+stands still is no division by nothing. Where all levels are equal these are the solvers as published.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids import Levels
+
+UNEVEN = 3.0  # a subspace goes unevenly where its slopes against the mean level differ by more
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class Problem:
         """The estimate of the clean image, in coefficients."""
         return z + self.scale(self.flow(z, sigma), sigma)
 
+    def mean(self, sigma: Float[Tensor, "b j"]) -> Float[Tensor, "b 1"]:
+        """Geometric-mean level: the variable that all subspaces share."""
+        return (self.path.mean_log(sigma.square()) / 2).exp()[:, None]
+
     def _clipped(self, z: Tensor) -> Tensor:
         x = self.path.to_pixels(z)
         limit = x.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None]
@@ -85,18 +96,36 @@ def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
 
 
 def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
-    """`x - Delta f - 1/2 Delta^2 delta^{-1} (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6).
+    """`x - Delta f - curve (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6; see `curve`).
 
     A step to 0 is a plain Euler step.
     """
     if levels.is_to_zero(k):
         return euler(problem, state, k, levels)
-    sigma = levels.nodes[k]
-    step, delta = levels.nodes[k + 1] - sigma, sigma_hat - sigma
+    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
+    step, delta = sigma_next - sigma, sigma_hat - sigma
     flow = problem.flow(state.z, sigma)
-    flow_hat = problem.flow(state.z - problem.scale(flow, delta), sigma_hat)
-    curve = problem.scale(flow_hat - flow, step.square() / (2 * delta))
-    return State(state.z - problem.scale(flow, step) - curve)
+    change = problem.flow(state.z - problem.scale(flow, delta), sigma_hat) - flow
+    mean, mean_hat, mean_next = (problem.mean(each) for each in (sigma, sigma_hat, sigma_next))
+    bend = curve(delta, step, (mean_next - mean) / (mean_hat - mean))
+    return State(state.z - problem.scale(flow, step) - problem.scale(change, bend))
+
+
+def curve(delta: Tensor, step: Tensor, reach: Tensor) -> Tensor:
+    """Weight of the flow's change in a second-order step: `1/2 Delta^2 delta^{-1}` (paper, Lemma 6) where it is sound.
+
+    That takes the flow for linear in the subspace's own level. A subspace that slows down, or stands still while others
+    move, is integrated with the flow linear in the mean level instead, in two straight pieces.
+
+    Args:
+        delta: how far the level goes to the evaluation point.
+        step: how far it goes in the whole step.
+        reach: the mean level's way in the whole step, in units of its way to the evaluation point.
+    """
+    first, rest = (reach - 1) * delta.abs(), (step - delta).abs()
+    even = (first <= UNEVEN * rest) & (rest <= UNEVEN * first) & (delta != 0)
+    own = step.square() / (2 * torch.where(even, delta, 1.0))
+    return torch.where(even, own, delta / 2 + (step - delta) * (1 + reach) / 2)
 
 
 def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:

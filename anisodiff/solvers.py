@@ -12,7 +12,7 @@ from anisodiff.budgets import EVALUATIONS, ORDERS
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError
 from anisodiff.grids import Levels
-from anisodiff.multistep import deis, dpmpp, ipndm, ipndm_v, unipc, unipc_bh1
+from anisodiff.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
 from anisodiff.singlestep import Problem, State, Step, dpm2, euler, heun, midpoint
 
 
@@ -51,6 +51,7 @@ STEPS = {
     "midpoint": midpoint,
     "dpm2": dpm2,
     "dpmpp": dpmpp,
+    "exp-ab": exp_ab,
     "unipc": unipc,
     "unipc-bh1": unipc_bh1,
     "deis": deis,
