@@ -59,8 +59,9 @@ def finetune(
         start_network: weights to start from.
         start_path: path to start from.
         basis: file of principal subspaces, for subspaces "basis:NAME".
-        output: the averaged weights; kimg counts from the base network.
-        output_path: the averaged path; with EDM's loss, the path it was given.
+        output: the averaged weights (setting `ema_kimg`); kimg counts from the base network.
+        output_path: the path as last trained, or its average where `path_ema_kimg` is not 0; with EDM's loss,
+            as it was given.
         compute: where, and in which precision.
     """
     compute = compute.begin()
@@ -140,7 +141,8 @@ def learn_warp(
 ) -> None:
     """Learn the time warp of a path under a network (paper, Section 5.2).
 
-    The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`.
+    The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`. The warp is saved as
+    last trained, or averaged where `ema_kimg` is not 0.
     """
     compute = compute.begin()
     network, about = checkpoints.load_network(network_file)

@@ -28,10 +28,11 @@ class Schedule:
         kimg: thousands of images to see.
         batch: images a step.
         ramp_kimg: linear learning-rate warm-up.
-        ema_kimg: half-life of the weight average.
-        ema_ramp: half-life as a share of what has been seen, where that is shorter; None never shortens it.
+        ema_kimg: half-life of the average of a network's or a warp's parameters; 0 keeps the last ones.
+        ema_ramp: half-life of every average as a share of what was seen, where that is shorter; None never shortens it.
         seed: of the draws; those of a piece depend on seed, step and its place in the batch alone.
         micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
+        path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
     """
 
     kimg: float
@@ -41,6 +42,7 @@ class Schedule:
     ema_ramp: float | None
     seed: int
     micro_batch: int | None = None
+    path_ema_kimg: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -64,8 +66,9 @@ class Schedule:
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
         return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
 
-    def ema_beta(self, step: int) -> float:
-        halflife = self.ema_kimg * 1000
+    def ema_beta(self, step: int, module: str = "network") -> float:
+        """Share of a module's average that a step leaves as it was; 0 where nothing is averaged."""
+        halflife = (self.path_ema_kimg if module == "path" else self.ema_kimg) * 1000
         if self.ema_ramp is not None:
             halflife = min(halflife, self.ema_ramp * (step + 1) * self.batch)
         return 0.5 ** (self.batch / max(halflife, 1e-8))
@@ -225,9 +228,9 @@ def train(
         if not value.isfinite():
             raise StageError(f"the loss is {float(value)} at step {training.step}: lower the learning rates")
         training.optimizer.step()
-        beta = schedule.ema_beta(training.step)
         with torch.no_grad():
             for name, module in training.modules.items():
+                beta = schedule.ema_beta(training.step, name)
                 for average, now in zip(training.ema[name].parameters(), module.parameters(), strict=True):
                     average.lerp_(now, 1 - beta)
         training.step += 1

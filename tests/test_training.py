@@ -1,6 +1,7 @@
 """Stopped anywhere and started again, a run ends with the weights of one that ran through."""
 
 import json
+import math
 import signal
 import subprocess
 import time
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from runs import ROOT, RUN, command, weights
 
 from anisodiff import checkpoints
+from anisodiff.config import load_schema, resolve
 from anisodiff.files import StageError
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, train
+from anisodiff.work import schedule_of
 
 
 def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
@@ -118,3 +122,54 @@ def test_rates_ramp_hold_and_halve():
     assert schedule.rate(9) == schedule.rate(79) == 1.0
     assert [schedule.rate(step) for step in (80, 99, 100, 120, 140, 159)] == [0.5, 0.5, 0.25, 0.125, 0.0625, 0.0625]
     assert schedule.ema_beta(19) == pytest.approx(0.5 ** (1 / (0.05 * 20)))
+
+
+def test_each_module_is_averaged_with_its_own_half_life():
+    torch.manual_seed(0)
+    modules = {name: torch.nn.Linear(1, 1).double() for name in ("network", "path")}
+    training = Training(modules, {"network": 1e-2, "path": 1e-2})
+    schedule = Schedule(
+        kimg=0.02, batch=2, ramp_kimg=0.0, ema_kimg=0.008, ema_ramp=None, seed=0, path_ema_kimg=0.004
+    )  # half-lives of four steps and of two
+    expected = {name: module.weight.detach().clone() for name, module in modules.items()}
+    loss = lambda drawn: sum(module(torch.ones(1, 1).double()).sum() for module in modules.values())  # noqa: E731
+    for _ in train(training, schedule, lambda generator: {}, loss):
+        for name, steps in (("network", 4), ("path", 2)):
+            expected[name] = 0.5 ** (1 / steps) * expected[name] + (1 - 0.5 ** (1 / steps)) * modules[name].weight
+    for name in modules:
+        torch.testing.assert_close(training.ema[name].weight.detach(), expected[name].detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("ema_ramp", [None, 0.05])
+def test_a_half_life_of_zero_keeps_the_last_parameters_exactly(ema_ramp):
+    torch.manual_seed(0)
+    modules = {name: torch.nn.Linear(3, 3) for name in ("network", "path")}
+    training = Training(modules, {"network": 1e-2, "path": 1e-1})
+    schedule = Schedule(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=ema_ramp, seed=0)
+    loss = lambda drawn: sum(module(torch.ones(1, 3)).square().sum() for module in modules.values())  # noqa: E731
+    list(train(training, schedule, lambda generator: {}, loss))
+    assert torch.equal(training.ema["path"].weight, modules["path"].weight)
+    assert not torch.equal(training.ema["network"].weight, modules["network"].weight)
+
+
+def of_the_start(settings: dict, module: str) -> float:
+    """Share of what a module started with in what is saved of it."""
+    lengths = {key: float(value) for key, value in settings.items() if key.endswith("kimg")}
+    schedule = schedule_of(settings | lengths)
+    return math.prod(schedule.ema_beta(step, module) for step in range(schedule.steps))
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_the_papers_presets_save_of_paths_and_warps_is_all_learned(later):
+    """Their networks are averaged as published, where the later code keeps much of the start."""
+    utils = pytest.importorskip("snakemake.utils")
+    config = {}
+    for name in ["paper", "paper-later"] if later else ["paper"]:
+        utils.update_config(config, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
+    datasets = resolve(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))["datasets"]
+    for name, dataset in datasets.items():
+        for settings in dataset["runs"].values():
+            assert of_the_start(settings, "path") == 0
+            kept = 0.5 ** (1200 / (50_000 if name == "imagenet" else 500)) if later else 0
+            assert of_the_start(settings, "network") == pytest.approx(kept, rel=0.01, abs=1e-6)
+        assert all(of_the_start(settings, "warp") == 0 for settings in dataset["warps"].values())
