@@ -79,8 +79,8 @@ class Guard:
     """Stops a run whose loss on fixed held-out data rises, and goes back to the last good state.
 
     Attributes:
-        loss: the held-out loss at the present parameters.
-        every: steps between checks.
+        loss: the held-out loss of what would be saved now: the averages.
+        every: steps between checks; there is one more at the end of the run.
         tolerance: relative rise over the best that is still good.
     """
 
@@ -97,6 +97,7 @@ class Training:
     Attributes:
         modules: name -> module being trained.
         rates: name -> learning rate.
+        ema: name -> the module's average, in evaluation mode: what is saved.
         step: steps made.
         stopped_early: the guard has ended it.
         heldout: step and held-out loss of every check.
@@ -111,7 +112,7 @@ class Training:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.ema = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.modules.items()}
+        self.ema = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in self.modules.items()}
         self.good: dict[str, Tensor] = {}
         groups = [{"params": list(self.modules[name].parameters()), "peak": rate} for name, rate in self.rates.items()]
         self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=0.0)
@@ -193,7 +194,8 @@ def train(
         group: steps a record's mean loss runs over.
 
     Raises:
-        StageError: the loss is not finite, or there are more ranks than pieces.
+        StageError: the loss is not finite, or not from the start that the guard checks, or there are more ranks than
+            pieces.
     """
     mine = range(parallel.rank(), schedule.pieces, parallel.size())
     if parallel.size() > schedule.pieces:
@@ -234,6 +236,8 @@ def train(
                 for average, now in zip(training.ema[name].parameters(), module.parameters(), strict=True):
                     average.lerp_(now, 1 - beta)
         training.step += 1
+        if guard is not None and training.step == schedule.steps:
+            _check(training, guard)
         losses.append(value)
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:
@@ -241,13 +245,15 @@ def train(
             losses = []
             if training.heldout:
                 record["heldout"] = training.heldout[-1][1]
+            if training.stopped_early:
+                record["stopped_early"] = True
         yield record
 
 
 def _check(training: Training, guard: Guard) -> None:
     value = parallel.of_first(guard.loss())
-    if training.heldout and training.heldout[-1][0] == training.step:  # resumed right after a check
-        return
+    if not training.good and not math.isfinite(value):
+        raise StageError(f"the held-out loss is {value} at the start: start from another network or path")
     training.heldout.append((training.step, value))
     if not value <= guard.best * (1 + guard.tolerance):  # NaN counts as a rise
         training.restore(training.good)

@@ -132,13 +132,17 @@ def network_work(
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = Training(modules, rates)
-    guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
+    guard = None
+    if learns_path:
+        saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
+        averaged = Denoiser(training.ema["network"], saved, dataset["sigma_data"], compute.body)
+        guard = _heldout_guard(averaged, batches, settings, schedule)
     records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
     return Work(training, schedule, records, path)
 
 
 def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
-    """Watch TLSM's loss on fixed held-out images, at stratified times with fixed noise.
+    """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
     """
@@ -152,11 +156,8 @@ def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any
     fixed = batches.moved(drawn)
 
     def loss() -> float:
-        denoiser.network.eval()
         with torch.no_grad():
-            value = float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
-        denoiser.network.train()
-        return value
+            return float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
 
     every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
     return Guard(loss, every, settings["guard_tolerance"])

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import ROOT, RUN, command, weights
+from runs import DATASET, ROOT, RUN, command, weights
 
-from anisodiff import checkpoints
+from anisodiff import checkpoints, finetuning
+from anisodiff.compute import CPU
 from anisodiff.config import load_schema, resolve
+from anisodiff.denoiser import read_denoiser
 from anisodiff.files import StageError
 from anisodiff.training import Guard, ResumeStore, Schedule, Training, train
-from anisodiff.work import schedule_of
+from anisodiff.work import Batches, _heldout_guard, schedule_of
 
 
 def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
@@ -113,6 +115,48 @@ def test_the_guard_goes_back_to_the_last_good_state():
     good = line_run(None, steps=40)  # the same run to its end, for another weight
     assert not torch.equal(training.modules["layer"].weight, good.modules["layer"].weight)
     assert torch.equal(training.modules["layer"].weight, training.good["now/layer/weight"])
+
+
+@pytest.mark.parametrize("at_the_end", [0.82, 5.0, math.nan])
+def test_a_run_that_goes_bad_after_its_last_periodic_check_saves_what_was_checked(at_the_end):
+    torch.manual_seed(0)
+    training = Training({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2})
+    schedule = Schedule(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.002, ema_ramp=None, seed=0)
+    checked = []
+
+    def heldout() -> float:
+        checked.append(training.ema["layer"].weight.clone())
+        return [1.0, 0.9, 0.8, at_the_end][len(checked) - 1]
+
+    loss = lambda drawn: training.modules["layer"](torch.ones(1, 1)).sum()  # noqa: E731
+    records = list(train(training, schedule, lambda generator: {}, loss, Guard(heldout, every=15, tolerance=0.1)))
+    good = at_the_end == 0.82
+    assert [step for step, _ in training.heldout] == [0, 15, 30, 40]
+    assert training.stopped_early == (not good) == records[-1].get("stopped_early", False)
+    assert records[-1]["heldout"] is training.heldout[-1][1]
+    assert torch.equal(training.ema["layer"].weight, checked[-1] if good else checked[2])
+    assert not torch.equal(checked[2], checked[3])
+
+
+def test_a_start_that_the_guard_cannot_judge_is_one_line():
+    with pytest.raises(StageError, match="held-out loss is nan at the start: start from another network or path"):
+        line_run(Guard(lambda: math.nan, every=5, tolerance=0.1))
+
+
+def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start, tmp_path):
+    """Dropout is on in the steps between its checks, and off in the checks."""
+    made = []
+    for guard_kimg in (0.064, 1.0):
+        settings = RUN | {"kimg": 0.32, "save_seconds": 300.0, "path_ema_kimg": 0.1, "guard_kimg": guard_kimg}
+        folder = tmp_path / str(guard_kimg)
+        outputs = folder / "network.safetensors", folder / "path.safetensors"
+        finetuning.finetune(DATASET, settings, start[2], *start[:2], None, *outputs)
+        made.append(weights(folder))
+        last = json.loads((folder / "network.jsonl").read_text().splitlines()[-1])
+        saved, _ = read_denoiser(*outputs, DATASET["sigma_data"], CPU)
+        guard = _heldout_guard(saved, Batches(DATASET, start[2], "cpu"), settings, schedule_of(settings))
+        assert last["heldout"] == pytest.approx(guard.loss(), rel=1e-5)
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_rates_ramp_hold_and_halve():
