@@ -121,12 +121,13 @@ def _drive(
     """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
     key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
     store = ResumeStore(output.parent / ".state" / output.stem, key)
-    store.load(work.training)
-    log, device = output.with_suffix(".jsonl"), compute.device
-    run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
-    if parallel.rank() == 0:
-        finish()
-        store.clear()
+    with store.locked():
+        store.load(work.training)
+        log, device = output.with_suffix(".jsonl"), compute.device
+        run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
+        if parallel.rank() == 0:
+            finish()
+            store.clear()
     parallel.leave()
 
 

@@ -2,10 +2,15 @@
 
 import contextlib
 import copy
+import fcntl
 import json
 import math
 import os
+import platform
+import shutil
 import signal
+import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +106,7 @@ class Training:
         step: steps made.
         stopped_early: the guard has ended it.
         heldout: step and held-out loss of every check.
+        losses: of the steps since the last mean of a group.
         seconds: spent so far, those of earlier processes included.
     """
 
@@ -109,6 +115,7 @@ class Training:
     step: int = 0
     stopped_early: bool = False
     heldout: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -152,11 +159,13 @@ class Training:
                 moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
                 self.optimizer.state[parameter] = moved
         self.step, self.stopped_early = about["step"], about["stopped_early"]
-        self.heldout, self.seconds = [tuple(each) for each in about["heldout"]], about["seconds"]
+        self.heldout, self.losses = [tuple(each) for each in about["heldout"]], about["losses"]
+        self.seconds = about["seconds"]
 
     def about(self) -> dict[str, Any]:
         return {
-            "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "seconds": self.seconds,
+            "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "losses": self.losses,
+            "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -207,7 +216,6 @@ def train(
         guard.best = min(value for _, value in training.heldout)
     if training.stopped_early or training.step >= schedule.steps:
         return
-    losses = []
     steps = range(training.step, schedule.steps)
     drawn = _drawn(draw, (schedule.piece_seed(step, piece) for step in steps for piece in mine))
     for _ in steps:
@@ -238,11 +246,11 @@ def train(
         training.step += 1
         if guard is not None and training.step == schedule.steps:
             _check(training, guard)
-        losses.append(value)
+        training.losses.append(float(value))
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:
-            record["loss"] = float(torch.stack(losses).mean())
-            losses = []
+            record["loss"] = statistics.fmean(training.losses)
+            training.losses = []
             if training.heldout:
                 record["heldout"] = training.heldout[-1][1]
             if training.stopped_early:
@@ -275,10 +283,38 @@ class ResumeStore:
         self.folder = folder / key
 
     def save(self, training: Training) -> None:
-        name = self.folder / f"step-{training.step:09d}.safetensors"
-        checkpoints.save(name, training.tensors(), training.about() | {"version": version()})
-        for old in self._states()[:-2]:
-            old.unlink()
+        state = self.folder / f"step-{training.step:09d}.safetensors"
+        checkpoints.save(state, training.tensors(), training.about() | {"version": version()})
+        states = self._states()
+        kept = [each for each in states if each <= state][-2:]  # a later one is damaged: `load` has passed it over
+        for other in set(states).difference(kept):
+            other.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder inside the block; the system opens a lock whose process has died.
+
+        Raises:
+            StageError: another process is inside.
+        """
+        with contextlib.ExitStack() as opened:
+            other = None
+            if parallel.rank() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context((self.folder / "lock").open("a+"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.truncate(0)
+                    lock.write(f"process {os.getpid()} on {platform.node()}")
+                    lock.flush()
+                except BlockingIOError:
+                    lock.seek(0)
+                    other = lock.read() or "another process"
+                except OSError:  # a file system without locks
+                    pass
+            if (other := parallel.of_first(other)) is not None:
+                raise StageError(f"{self.folder}: {other} trains here: wait until it ends, or end it, and start again")
+            yield
 
     def load(self, training: Training) -> bool:
         """Take up the newest readable state, all ranks the same; False if there is none.
@@ -300,16 +336,17 @@ class ResumeStore:
         return True
 
     def clear(self) -> None:
-        for path in self._states():
-            path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self.folder.rmdir()
             self.folder.parent.rmdir()
 
     def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]] | tuple[None, None]:
         for path in reversed(self._states()):
-            with contextlib.suppress(StageError):
+            try:
                 return path, checkpoints.read(path)
+            except StageError:
+                mend = "going on from the state before it, or from the start if there is none"
+                print(f"anisodiff: {path}: a damaged resume state: {mend}", file=sys.stderr)
         return None, None
 
     def _states(self) -> list[Path]:
@@ -329,13 +366,15 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def _lines_to(log: Path, step: int) -> list[str]:
-    """Lines of an earlier process up to a step; what it wrote past its last save is made again."""
+def _lines_to(log: Path, training: Training) -> list[str]:
+    """Lines of an earlier process up to the present step; what it wrote past its last save is made again."""
     kept = []
     if log.is_file():
         for line in log.read_text().splitlines(keepends=True):
             with contextlib.suppress(json.JSONDecodeError):  # cut off when the process was killed
-                kept += [line] if json.loads(line)["step"] <= step else []
+                record = json.loads(line)
+                again = record["step"] > training.step or ("stopped_early" in record and not training.stopped_early)
+                kept += [] if again else [line]
     return kept
 
 
@@ -369,7 +408,7 @@ def run(
     writes = parallel.rank() == 0
     log = log if writes else Path(os.devnull)
     if writes:
-        write_text(log, "".join(_lines_to(log, training.step)))
+        write_text(log, "".join(_lines_to(log, training)))
     saved = time.monotonic()
     began = saved - training.seconds
     bar = tqdm(

@@ -1,7 +1,10 @@
 """Stopped anywhere and started again, a run ends with the weights of one that ran through."""
 
+import errno
 import json
 import math
+import os
+import platform
 import signal
 import subprocess
 import time
@@ -17,7 +20,7 @@ from anisodiff.compute import CPU
 from anisodiff.config import load_schema, resolve
 from anisodiff.denoiser import read_denoiser
 from anisodiff.files import StageError
-from anisodiff.training import Guard, ResumeStore, Schedule, Training, train
+from anisodiff.training import Guard, ResumeStore, Schedule, Training, _lines_to, train
 from anisodiff.work import Batches, _heldout_guard, schedule_of
 
 
@@ -52,6 +55,7 @@ def test_stopped_and_started_again_ends_with_the_same_weights(start, through, tm
     steps = [json.loads(line)["step"] for line in (tmp_path / "network.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 80
+    assert (tmp_path / "network.jsonl").read_text() == (through / "network.jsonl").read_text()
     assert not list(tmp_path.glob(".state/**/*"))
     if stop == signal.SIGTERM:
         assert "state saved; start again to go on" in stopped.stderr
@@ -76,7 +80,39 @@ def test_a_state_of_other_settings_is_not_used(start, tmp_path):
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(tmp_path).items())
 
 
-def test_a_truncated_state_gives_way_to_the_one_before(tmp_path):
+def test_a_second_process_is_kept_out_of_a_state_folder_in_use(start, tmp_path):
+    """As the successor of a killed run may meet its orphan."""
+    first = subprocess.Popen(command(start, tmp_path, RUN), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".state/*/*/step-*")) and first.poll() is None:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    os.waitpid(first.pid, os.WUNTRACED)
+    (folder,) = tmp_path.glob(".state/*/*")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
+    with pytest.raises(StageError) as refused:
+        finetuning.finetune(DATASET, RUN, start[2], *start[:2], None, *outputs)
+    first.kill()
+    first.wait()
+    other = f"process {first.pid} on {platform.node()}"
+    assert str(refused.value) == f"{folder}: {other} trains here: wait until it ends, or end it, and start again"
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    with ResumeStore(folder.parent, folder.name).locked():
+        pass
+
+
+def test_a_lock_ends_with_its_block_and_is_missed_where_there_are_none(tmp_path, monkeypatch):
+    store = ResumeStore(tmp_path, "key")
+    for _ in range(2):
+        with store.locked(), pytest.raises(StageError, match="trains here"), ResumeStore(tmp_path, "key").locked():
+            pass
+    none = lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available"))  # noqa: E731
+    monkeypatch.setattr("fcntl.flock", none)
+    with store.locked(), ResumeStore(tmp_path, "key").locked():
+        store.clear()
+
+
+def test_a_truncated_state_gives_way_to_the_one_before(tmp_path, capsys):
     store = ResumeStore(tmp_path, "key")
     training = Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
     for training.step in (1, 2, 3):
@@ -89,6 +125,45 @@ def test_a_truncated_state_gives_way_to_the_one_before(tmp_path):
     assert store.load(again)
     assert again.step == 2
     assert torch.equal(again.modules["layer"].weight, training.modules["layer"].weight)
+    assert capsys.readouterr().err == (
+        f"anisodiff: {newest}: a damaged resume state: "
+        "going on from the state before it, or from the start if there is none\n"
+    )
+    store.save(again)  # as it goes on, what it has passed over makes room
+    assert [path.name for path in (tmp_path / "key").iterdir()] == ["step-000000002.safetensors"]
+
+
+@pytest.mark.parametrize("stop", [7, 19, 20, 33])
+def test_the_log_of_a_resumed_run_is_that_of_an_undisturbed_one(tmp_path, stop):
+    """Means run over whole groups, also where a save falls between two of their steps."""
+
+    def made() -> tuple[Training, list]:
+        torch.manual_seed(0)
+        training = Training({"layer": torch.nn.Linear(2, 1)}, {"layer": 1e-2})
+        schedule = Schedule(kimg=0.05, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=None, seed=0)
+        draw = lambda generator: {"x": torch.randn(1, 2, generator=generator)}  # noqa: E731
+        loss = lambda drawn: training.modules["layer"](drawn["x"]).square().sum()  # noqa: E731
+        return training, train(training, schedule, draw, loss)
+
+    undisturbed = list(made()[1])
+    store = ResumeStore(tmp_path, "key")
+    training, records = made()
+    begun = [next(records) for _ in range(stop)]
+    store.save(training)
+    training, records = made()
+    assert store.load(training)
+    assert [*begun, *records] == undisturbed
+    assert [record["step"] for record in undisturbed if "loss" in record] == [20, 40, 50]
+
+
+def test_a_stop_that_was_logged_but_not_saved_is_logged_once(tmp_path):
+    log = tmp_path / "network.jsonl"
+    lines = ['{"step": 20, "loss": 1.0}\n', '{"step": 20, "stopped_early": true, "heldout": 2.0}\n']
+    log.write_text("".join(lines) + '{"step": 40, "lo')
+    training = Training({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2}, step=20)
+    assert _lines_to(log, training) == lines[:1]
+    training.stopped_early = True
+    assert _lines_to(log, training) == lines
 
 
 def line_run(guard: Guard | None, value: float = 1.0, steps: int = 40) -> Training:
