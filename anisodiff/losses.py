@@ -105,7 +105,7 @@ def warp_loss(
         x0: clean images in [-1, 1].
         eps: standard normal noise, in the path's coefficients.
         start: time at which the step starts, in [0, 1].
-        end: time at which it ends, at most `start`; the evaluation point is half-way.
+        end: time at which it ends, at most `start`; the evaluation point is half-way. Where both coincide, H is 0.
         test: time between the two at which velocities are compared.
         labels: one-hot classes.
         c: scale of the data's variance in the weight.
@@ -129,8 +129,9 @@ def warp_loss(
     g_test, sigma_test, weight_test = at(test)
     step = sigma_test - sigma
     change = flow_hat - flow
-    reached = z - path.scale(flow, step) - path.scale(change, step.square() / (2 * delta))
-    interpolated = flow + path.scale(change, step / delta)
+    share = step / torch.where(delta == 0, 1.0, delta)  # in the limit start = end there is no change to share out
+    reached = z - path.scale(flow, step) - path.scale(change, share * step / 2)
+    interpolated = flow + path.scale(change, share)
     error = denoiser.flow(reached, g_test, labels) - interpolated
     discretisation = path.inner(error, error) * weight_test.square().to(z.dtype)
     return discretisation.sum(1), score_matching.sum(1)
