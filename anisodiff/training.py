@@ -38,6 +38,8 @@ class Schedule:
         seed: of the draws; those of a piece depend on seed, step and its place in the batch alone.
         micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
         path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
+        decay: of the rates in the second half: "continuous" halves them smoothly in every eighth of the run, as the
+            published code does; "steps" at once, at half the run and at every further eighth.
     """
 
     kimg: float
@@ -48,6 +50,7 @@ class Schedule:
     seed: int
     micro_batch: int | None = None
     path_ema_kimg: float = 0.0
+    decay: str = "continuous"
 
     @property
     def steps(self) -> int:
@@ -67,9 +70,11 @@ class Schedule:
         return (self.seed << 32) + step * self.pieces + piece
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate: warm-up, constant to half the run, then halved at every eighth of it."""
+        """Factor on the learning rate: warm-up, constant to half the run, then halved with every eighth of it."""
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
-        return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
+        if self.decay == "steps":
+            return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
+        return ramp * 0.5 ** max(0.0, 8 * step * self.batch / (self.kimg * 1000) - 4)
 
     def ema_beta(self, step: int, module: str = "network") -> float:
         """Share of a module's average that a step leaves as it was; 0 where nothing is averaged."""

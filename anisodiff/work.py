@@ -21,7 +21,7 @@ from anisodiff.training import Draws, Guard, Schedule, Training, train
 
 def schedule_of(settings: dict[str, Any]) -> Schedule:
     """The training schedule among a stage's settings."""
-    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed")
+    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
     path_ema_kimg = settings.get("path_ema_kimg", 0.0)  # a run's alone: it has two averages
     return Schedule(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
 

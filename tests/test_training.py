@@ -235,12 +235,24 @@ def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start
 
 
 def test_rates_ramp_hold_and_halve():
-    schedule = Schedule(kimg=16.0, batch=100, ramp_kimg=1.0, ema_kimg=500.0, ema_ramp=0.05, seed=0)
+    schedule = Schedule(kimg=16.0, batch=100, ramp_kimg=1.0, ema_kimg=500.0, ema_ramp=0.05, seed=0, decay="steps")
     assert schedule.steps == 160
     assert schedule.rate(0) == pytest.approx(0.1)
     assert schedule.rate(9) == schedule.rate(79) == 1.0
     assert [schedule.rate(step) for step in (80, 99, 100, 120, 140, 159)] == [0.5, 0.5, 0.25, 0.125, 0.0625, 0.0625]
     assert schedule.ema_beta(19) == pytest.approx(0.5 ** (1 / (0.05 * 20)))
+
+
+@pytest.mark.parametrize(("kimg", "batch"), [(1200.0, 1024), (16.0, 100)])
+def test_rates_decay_as_in_the_published_code(kimg, batch):
+    """Its `0.5 ** ((seen - total / 2) / (total / 8))` once `seen`, before the step, has passed half the images."""
+    schedule = Schedule(kimg=kimg, batch=batch, ramp_kimg=0.0, ema_kimg=0.0, ema_ramp=None, seed=0)
+    total = int(kimg * 1000)
+    for step in range(schedule.steps):
+        seen = step * batch
+        published = 1.0 if seen <= total // 2 else 0.5 ** ((seen - total // 2) / (total // 8))
+        assert schedule.rate(step) == pytest.approx(published, rel=1e-9)
+    assert schedule.rate(schedule.steps - 1) == pytest.approx(1 / 16, rel=0.1)
 
 
 def test_each_module_is_averaged_with_its_own_half_life():
