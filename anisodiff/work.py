@@ -94,7 +94,7 @@ def network_work(
         compute: where, and in which precision.
 
     Raises:
-        StageError: the network makes other images than the data's.
+        StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
     """
     schedule = schedule_of(settings)
     network.train().requires_grad_(True)
@@ -106,6 +106,11 @@ def network_work(
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
             f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
+        )
+    through_level = learns_path and settings["gradient"] == "level"
+    if through_level and path.subspaces.count > 1:
+        raise StageError(
+            f"gradient: level is for one subspace, this path has {path.subspaces.count}: set it to full or envelope"
         )
     denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
     shape = (schedule.piece, *batches.images.shape)
@@ -128,7 +133,8 @@ def network_work(
 
     def mean_loss(drawn: Draws) -> Tensor:
         if learns_path:
-            return tlsm_loss(denoiser, c=settings["c"], **batches.moved(drawn)).mean()
+            there = batches.moved(drawn)
+            return tlsm_loss(denoiser, c=settings["c"], through_level=through_level, **there).mean()
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = Training(modules, rates)
