@@ -280,12 +280,12 @@ class ResumeStore:
     """Resume states of one piece of work, in a folder named by its key; the last two are kept.
 
     Args:
-        folder: where states of all keys lie.
+        folder: where states of all keys lie that make one output.
         key: of settings and inputs: a state of another key is never seen.
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder = folder / key
+        self.folder, self.lock = folder / key, folder / "lock"
 
     def save(self, training: Training) -> None:
         state = self.folder / f"step-{training.step:09d}.safetensors"
@@ -297,7 +297,9 @@ class ResumeStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder inside the block; the system opens a lock whose process has died.
+        """Keep other processes from making the same output inside the block, from whatever settings.
+
+        A lock ends with its process; file systems without locks keep nobody out.
 
         Raises:
             StageError: another process is inside.
@@ -305,8 +307,8 @@ class ResumeStore:
         with contextlib.ExitStack() as opened:
             other = None
             if parallel.rank() == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lock = opened.enter_context((self.folder / "lock").open("a+"))
+                self.lock.parent.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context(self.lock.open("a+"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     lock.truncate(0)
@@ -315,10 +317,11 @@ class ResumeStore:
                 except BlockingIOError:
                     lock.seek(0)
                     other = lock.read() or "another process"
-                except OSError:  # a file system without locks
+                except OSError:  # there are no locks here
                     pass
             if (other := parallel.of_first(other)) is not None:
-                raise StageError(f"{self.folder}: {other} trains here: wait until it ends, or end it, and start again")
+                folder = self.lock.parent
+                raise StageError(f"{folder}: {other} trains here: wait until it ends, or end it, and start again")
             yield
 
     def load(self, training: Training) -> bool:
@@ -342,8 +345,9 @@ class ResumeStore:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.folder.parent.rmdir()
+            self.lock.parent.rmdir()
 
     def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]] | tuple[None, None]:
         for path in reversed(self._states()):

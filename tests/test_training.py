@@ -80,24 +80,25 @@ def test_a_state_of_other_settings_is_not_used(start, tmp_path):
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(tmp_path).items())
 
 
-def test_a_second_process_is_kept_out_of_a_state_folder_in_use(start, tmp_path):
-    """As the successor of a killed run may meet its orphan."""
+def test_a_second_process_is_kept_out_while_another_makes_the_same_output(start, tmp_path):
+    """As the successor of a killed run may meet its orphan, and with other settings too."""
     first = subprocess.Popen(command(start, tmp_path, RUN), cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".state/*/*/step-*")) and first.poll() is None:
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)
     os.waitpid(first.pid, os.WUNTRACED)
-    (folder,) = tmp_path.glob(".state/*/*")
+    folder = tmp_path / ".state/network"
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
-    with pytest.raises(StageError) as refused:
-        finetuning.finetune(DATASET, RUN, start[2], *start[:2], None, *outputs)
+    other = f"process {first.pid} on {platform.node()}"
+    for settings in (RUN, RUN | {"seed": 4}):
+        with pytest.raises(StageError) as refused:
+            finetuning.finetune(DATASET, settings, start[2], *start[:2], None, *outputs)
+        assert str(refused.value) == f"{folder}: {other} trains here: wait until it ends, or end it, and start again"
     first.kill()
     first.wait()
-    other = f"process {first.pid} on {platform.node()}"
-    assert str(refused.value) == f"{folder}: {other} trains here: wait until it ends, or end it, and start again"
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
-    with ResumeStore(folder.parent, folder.name).locked():
+    with ResumeStore(folder, "key").locked():
         pass
 
 
