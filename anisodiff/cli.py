@@ -186,7 +186,7 @@ def finetune(
     network: NetworkFile,
     path: PathFile,
     output_network: Annotated[Path, typer.Option(help="Averaged weights to write.")],
-    output_path: Annotated[Path, typer.Option(help="Averaged path to write.")],
+    output_path: Annotated[Path, typer.Option(help="Path to write: as last trained, or averaged (path_ema_kimg).")],
     basis: BasisFile = None,
     compute: Computing = "{}",
     threads: Threads = 1,

@@ -59,8 +59,9 @@ def finetune(
         start_network: weights to start from.
         start_path: path to start from.
         basis: file of principal subspaces, for subspaces "basis:NAME".
-        output: the averaged weights; kimg counts from the base network.
-        output_path: the averaged path; with EDM's loss, the path it was given.
+        output: the averaged weights (setting `ema_kimg`); kimg counts from the base network.
+        output_path: the path as last trained, or its average where `path_ema_kimg` is not 0; with EDM's loss,
+            as it was given.
         compute: where, and in which precision.
     """
     compute = compute.begin()
@@ -120,12 +121,13 @@ def _drive(
     """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
     key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
     store = ResumeStore(output.parent / ".state" / output.stem, key)
-    store.load(work.training)
-    log, device = output.with_suffix(".jsonl"), compute.device
-    run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
-    if parallel.rank() == 0:
-        finish()
-        store.clear()
+    with store.locked():
+        store.load(work.training)
+        log, device = output.with_suffix(".jsonl"), compute.device
+        run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
+        if parallel.rank() == 0:
+            finish()
+            store.clear()
     parallel.leave()
 
 
@@ -140,7 +142,8 @@ def learn_warp(
 ) -> None:
     """Learn the time warp of a path under a network (paper, Section 5.2).
 
-    The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`.
+    The window between two grid points is T/K, or uniform in (0, T/K), with K the setting `steps`. The warp is saved as
+    last trained, or averaged where `ema_kimg` is not 0.
     """
     compute = compute.begin()
     network, about = checkpoints.load_network(network_file)

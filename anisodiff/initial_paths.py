@@ -25,6 +25,9 @@ def initial_path(
         settings: of the path: kind, subspaces, schedules, label weights, c, knots.
         images_folder: the training images.
         basis: file of principal subspaces, for subspaces "basis:NAME".
+
+    Raises:
+        StageError: the images, or their spectrum, do not make such a path.
     """
     images, _ = data.load(images_folder).split(dataset["heldout"])
     subspaces = subspaces_of(settings["subspaces"], images.shape[-1], basis)
@@ -41,7 +44,10 @@ def initial_path(
     else:
         variances = coefficient_variances(images, subspaces)
         members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
-        schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
+        try:
+            schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
+        except StageError as error:
+            raise StageError(f"{images_folder}: subspaces {settings['subspaces']}: {error}") from error
     return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
 
 
@@ -67,10 +73,14 @@ def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces |
 
 
 def coefficient_variances(images: data.Images, subspaces: Subspaces) -> Tensor:
-    """Variance of every DCT coefficient over the images, in float64, `[C, H, W]`."""
+    """Variance of every DCT coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
+
+    Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
+    """
+    centre = next(images.parts())[0].to(torch.float64).mean(0)
     total, squares = 0.0, 0.0
     for part, _ in images.parts():
-        z = subspaces.dct(data.to_unit(part).to(torch.float64))
+        z = subspaces.dct((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)
     return (squares - total.square() / len(images)) / (len(images) - 1)
 

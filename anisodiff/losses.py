@@ -45,11 +45,14 @@ def tlsm_loss(
     labels: Float[Tensor, "b k"] | None = None,
     c: float = 1.0,
     probes: Float[Tensor, "p n c h w"] | None = None,
+    through_level: bool = False,
 ) -> Float[Tensor, " b"]:
     """Trajectory-level score matching `||(M + c I)^{-1/2} Mdot M^{-1/2} (flow(x_t, t) + eps)||^2` (paper, Eq. 15).
 
     The gradient in the path's parameters passes through x_t and through the weights in front; the flow's direct
     dependence on them is held constant, and supplied by `flow_derivative` where probes are given ("full" gradient).
+    With one subspace nothing need be held constant ("level" gradient): the network knows every level that such a path
+    can have, so that the loss's own gradient is sound, whether the network is exact or not.
 
     Args:
         denoiser: network over the path that is trained.
@@ -60,12 +63,15 @@ def tlsm_loss(
         c: scale of the data's variance in the weight.
         probes: random probes with `E[e e^T] = I` for the first n images of the batch, whose gradient in the path gets
             the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
+        through_level: nothing is held constant; one subspace and no probes.
     """
     path = denoiser.path.of(labels)
+    if through_level and (path.subspaces.count > 1 or probes is not None):
+        raise ValueError("the gradient passes through the level of one subspace only, and takes no probes")
     noise = path.at(t)
     z = path.from_pixels(x0) + path.scale(eps, noise.sigma)
     weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)
-    g = noise.g.detach()
+    g = noise.g if through_level else noise.g.detach()
 
     flow = denoiser.flow(z, g, labels)
     error = flow + eps
@@ -105,7 +111,7 @@ def warp_loss(
         x0: clean images in [-1, 1].
         eps: standard normal noise, in the path's coefficients.
         start: time at which the step starts, in [0, 1].
-        end: time at which it ends, at most `start`; the evaluation point is half-way.
+        end: time at which it ends, at most `start`; the evaluation point is half-way. Where both coincide, H is 0.
         test: time between the two at which velocities are compared.
         labels: one-hot classes.
         c: scale of the data's variance in the weight.
@@ -129,8 +135,9 @@ def warp_loss(
     g_test, sigma_test, weight_test = at(test)
     step = sigma_test - sigma
     change = flow_hat - flow
-    reached = z - path.scale(flow, step) - path.scale(change, step.square() / (2 * delta))
-    interpolated = flow + path.scale(change, step / delta)
+    share = step / torch.where(delta == 0, 1.0, delta)  # in the limit start = end there is no change to share out
+    reached = z - path.scale(flow, step) - path.scale(change, share * step / 2)
+    interpolated = flow + path.scale(change, share)
     error = denoiser.flow(reached, g_test, labels) - interpolated
     discretisation = path.inner(error, error) * weight_test.square().to(z.dtype)
     return discretisation.sum(1), score_matching.sum(1)

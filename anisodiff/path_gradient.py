@@ -11,6 +11,12 @@ Both come from two gradients, at z + d and z - d along the probe: their mean is 
 product. The error is of order h^2 with h the cube root of the precision (1e-10 in float64, 1e-4 in float32), far below
 the probes' own noise; in return no second derivative of the network is needed, so that any attention kernel serves, and
 it takes about half the time of a double backward pass (measured on a CPU).
+
+With one subspace, the level that the network is told gives a derivative for nothing (`tlsm_loss`, `through_level`).
+Measured with the digits' base network on EDM's path (c = 0.5, 300 batches of 256, one core of a CPU): the gradient in
+theta has a standard deviation of 128 with this derivative on 1/8 of the batch, 93 on all of it, 81 through the level,
+at 228, 510 and 177 ms a step (175 for the envelope). The means, of length 85 and 78, are 59 +- 3 apart: this derivative
+is that of an exact network, the other that of the network at hand.
 """
 
 import contextlib

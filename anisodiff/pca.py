@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anisodiff.data import Images, to_unit
+from anisodiff.data import Images
 from anisodiff.files import StageError
 
 
@@ -104,14 +104,15 @@ def _index(rows: Tensor | slice, z: Tensor) -> Tensor:
 
 
 def _channel_means(images: Images, index: Int[Tensor, " n"]) -> Iterator[Float[Tensor, "b p"]]:
-    """Channel-mean images in float64, a few at a time."""
+    """Channel-mean images in float64 and from 0 to 2, a few at a time."""
     for part in index.split(1024):
-        yield to_unit(images.take(part)[0]).to(torch.float64).mean(1).flatten(1)
+        yield (images.take(part)[0].to(torch.float64) / 127.5).mean(1).flatten(1)
 
 
 def components(images: Images, index: Int[Tensor, " n"], rank: int) -> Float[Tensor, "r p"]:
     """Leading principal components of some images' channel means, from a streamed covariance, float64.
 
+    Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
     Fewer images than pixels are decomposed through their Gram matrix instead, which is smaller.
 
     Args:
@@ -132,7 +133,9 @@ def components(images: Images, index: Int[Tensor, " n"], rank: int) -> Float[Ten
         found = torch.linalg.qr(x.T @ left[:, -rank:].flip(1))[0].T
     else:
         total, outer = torch.zeros(pixels, dtype=torch.float64), torch.zeros(pixels, pixels, dtype=torch.float64)
+        centre = next(_channel_means(images, index)).mean(0)
         for x in _channel_means(images, index):
+            x -= centre
             total += x.sum(0)
             outer += x.T @ x
         covariance = (outer - torch.outer(total, total) / len(index)) / (len(index) - 1)

@@ -36,6 +36,18 @@ def _segment(points: Float[Tensor, "... k"], values: Float[Tensor, "... b"]) -> 
     return (torch.searchsorted(points.contiguous(), values.contiguous(), right=True) - 1).clamp(0, last)
 
 
+def _require_rise(logs: Float[Tensor, "*l j k"]) -> None:
+    """Refuse log variances that do not rise from knot to knot, by the first place where they do not."""
+    bad = ~(logs.detach().diff(dim=-1) > 0)  # nan does not rise
+    if bad.any():
+        *row, subspace, knot = bad.nonzero()[0].tolist()
+        of_class = f" of class {row[0]}" if row else ""
+        raise StageError(
+            f"path: the log variance of subspace {subspace}{of_class} does not rise from knot {knot} to {knot + 1}: "
+            "lower the path's learning rate"
+        )
+
+
 @dataclass(frozen=True)
 class LogLinear:
     """Variances whose logs are linear between nodes shared by all subspaces, so the mean log-level is too.
@@ -43,6 +55,9 @@ class LogLinear:
     Attributes:
         nodes: times, rising from 0 to 1, `[K]`.
         logs: log variance at each node, rising, `[J, K]`; with a leading axis, one schedule a class or an image.
+
+    Raises:
+        StageError: the logs do not rise.
     """
 
     nodes: Float[Tensor, " k"]
@@ -51,8 +66,7 @@ class LogLinear:
     def __post_init__(self) -> None:
         if not (self.nodes.diff() > 0).all() or self.nodes[0] != 0 or self.nodes[-1] != 1:
             raise ValueError("knots must rise from 0 to 1")
-        if not (self.logs.detach().diff(dim=-1) > 0).all():
-            raise StageError("path: log variances do not rise from knot to knot: lower the path's learning rate")
+        _require_rise(self.logs)
 
     def __call__(self, t: Float[Tensor, " b"]) -> Variance:
         """Variances and rates at times `t`, `[B]` -> `[B, J]`. A leading axis of the logs must be the batch's."""
@@ -92,11 +106,15 @@ class KnotSchedule(nn.Module):
     Args:
         logs: log variances at uniformly spaced knots, rising, `[J, K]`, or `[classes, J, K]` for a schedule a class;
             the parameters are set to reproduce them.
+
+    Raises:
+        StageError: they do not rise.
     """
 
     def __init__(self, logs: Float[Tensor, "*l j k"]):
         super().__init__()
         logs = logs.to(torch.float64)
+        _require_rise(logs)
         self.register_buffer("ends", logs[..., [0, -1]].clone())
         steps = logs.diff(dim=-1)
         steps = steps / steps.mean(dim=-1, keepdim=True)
@@ -168,7 +186,17 @@ def spectral_curve(
         g_min: variance at t = 0.
         g_max: variance at t = 1.
         resolution: quadrature points a subspace, uniform in log g.
+
+    Raises:
+        StageError: the data does not vary in a subspace, so that no level there is better than another.
     """
+    largest = max(float(spectrum.max()) for spectrum in spectra)
+    for j, spectrum in enumerate(spectra):
+        if not spectrum.max() > 1e-12 * largest:  # what is left of a zero by rounding
+            raise StageError(
+                f"the images do not vary in subspace {j}, so kind spectral has no schedule for it: "
+                "let another subspace hold its modes, or take kind karras"
+            )
     ends = torch.tensor([g_min, g_max], dtype=torch.float64).log()
     logs = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, resolution, dtype=torch.float64))
     times = []

@@ -2,10 +2,15 @@
 
 import contextlib
 import copy
+import fcntl
 import json
 import math
 import os
+import platform
+import shutil
 import signal
+import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +33,13 @@ class Schedule:
         kimg: thousands of images to see.
         batch: images a step.
         ramp_kimg: linear learning-rate warm-up.
-        ema_kimg: half-life of the weight average.
-        ema_ramp: half-life as a share of what has been seen, where that is shorter; None never shortens it.
+        ema_kimg: half-life of the average of a network's or a warp's parameters; 0 keeps the last ones.
+        ema_ramp: half-life of every average as a share of what was seen, where that is shorter; None never shortens it.
         seed: of the draws; those of a piece depend on seed, step and its place in the batch alone.
         micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
+        path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
+        decay: of the rates in the second half: "continuous" halves them smoothly in every eighth of the run, as the
+            published code does; "steps" at once, at half the run and at every further eighth.
     """
 
     kimg: float
@@ -41,6 +49,8 @@ class Schedule:
     ema_ramp: float | None
     seed: int
     micro_batch: int | None = None
+    path_ema_kimg: float = 0.0
+    decay: str = "continuous"
 
     @property
     def steps(self) -> int:
@@ -60,12 +70,15 @@ class Schedule:
         return (self.seed << 32) + step * self.pieces + piece
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate: warm-up, constant to half the run, then halved at every eighth of it."""
+        """Factor on the learning rate: warm-up, constant to half the run, then halved with every eighth of it."""
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
-        return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
+        if self.decay == "steps":
+            return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
+        return ramp * 0.5 ** max(0.0, 8 * step * self.batch / (self.kimg * 1000) - 4)
 
-    def ema_beta(self, step: int) -> float:
-        halflife = self.ema_kimg * 1000
+    def ema_beta(self, step: int, module: str = "network") -> float:
+        """Share of a module's average that a step leaves as it was; 0 where nothing is averaged."""
+        halflife = (self.path_ema_kimg if module == "path" else self.ema_kimg) * 1000
         if self.ema_ramp is not None:
             halflife = min(halflife, self.ema_ramp * (step + 1) * self.batch)
         return 0.5 ** (self.batch / max(halflife, 1e-8))
@@ -76,8 +89,8 @@ class Guard:
     """Stops a run whose loss on fixed held-out data rises, and goes back to the last good state.
 
     Attributes:
-        loss: the held-out loss at the present parameters.
-        every: steps between checks.
+        loss: the held-out loss of what would be saved now: the averages.
+        every: steps between checks; there is one more at the end of the run.
         tolerance: relative rise over the best that is still good.
     """
 
@@ -94,9 +107,11 @@ class Training:
     Attributes:
         modules: name -> module being trained.
         rates: name -> learning rate.
+        ema: name -> the module's average, in evaluation mode: what is saved.
         step: steps made.
         stopped_early: the guard has ended it.
         heldout: step and held-out loss of every check.
+        losses: of the steps since the last mean of a group.
         seconds: spent so far, those of earlier processes included.
     """
 
@@ -105,10 +120,11 @@ class Training:
     step: int = 0
     stopped_early: bool = False
     heldout: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.ema = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.modules.items()}
+        self.ema = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in self.modules.items()}
         self.good: dict[str, Tensor] = {}
         groups = [{"params": list(self.modules[name].parameters()), "peak": rate} for name, rate in self.rates.items()]
         self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=0.0)
@@ -148,11 +164,13 @@ class Training:
                 moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
                 self.optimizer.state[parameter] = moved
         self.step, self.stopped_early = about["step"], about["stopped_early"]
-        self.heldout, self.seconds = [tuple(each) for each in about["heldout"]], about["seconds"]
+        self.heldout, self.losses = [tuple(each) for each in about["heldout"]], about["losses"]
+        self.seconds = about["seconds"]
 
     def about(self) -> dict[str, Any]:
         return {
-            "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "seconds": self.seconds,
+            "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "losses": self.losses,
+            "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -190,7 +208,8 @@ def train(
         group: steps a record's mean loss runs over.
 
     Raises:
-        StageError: the loss is not finite, or there are more ranks than pieces.
+        StageError: the loss is not finite, or not from the start that the guard checks, or there are more ranks than
+            pieces.
     """
     mine = range(parallel.rank(), schedule.pieces, parallel.size())
     if parallel.size() > schedule.pieces:
@@ -202,7 +221,6 @@ def train(
         guard.best = min(value for _, value in training.heldout)
     if training.stopped_early or training.step >= schedule.steps:
         return
-    losses = []
     steps = range(training.step, schedule.steps)
     drawn = _drawn(draw, (schedule.piece_seed(step, piece) for step in steps for piece in mine))
     for _ in steps:
@@ -225,26 +243,30 @@ def train(
         if not value.isfinite():
             raise StageError(f"the loss is {float(value)} at step {training.step}: lower the learning rates")
         training.optimizer.step()
-        beta = schedule.ema_beta(training.step)
         with torch.no_grad():
             for name, module in training.modules.items():
+                beta = schedule.ema_beta(training.step, name)
                 for average, now in zip(training.ema[name].parameters(), module.parameters(), strict=True):
                     average.lerp_(now, 1 - beta)
         training.step += 1
-        losses.append(value)
+        if guard is not None and training.step == schedule.steps:
+            _check(training, guard)
+        training.losses.append(float(value))
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:
-            record["loss"] = float(torch.stack(losses).mean())
-            losses = []
+            record["loss"] = statistics.fmean(training.losses)
+            training.losses = []
             if training.heldout:
                 record["heldout"] = training.heldout[-1][1]
+            if training.stopped_early:
+                record["stopped_early"] = True
         yield record
 
 
 def _check(training: Training, guard: Guard) -> None:
     value = parallel.of_first(guard.loss())
-    if training.heldout and training.heldout[-1][0] == training.step:  # resumed right after a check
-        return
+    if not training.good and not math.isfinite(value):
+        raise StageError(f"the held-out loss is {value} at the start: start from another network or path")
     training.heldout.append((training.step, value))
     if not value <= guard.best * (1 + guard.tolerance):  # NaN counts as a rise
         training.restore(training.good)
@@ -258,18 +280,49 @@ class ResumeStore:
     """Resume states of one piece of work, in a folder named by its key; the last two are kept.
 
     Args:
-        folder: where states of all keys lie.
+        folder: where states of all keys lie that make one output.
         key: of settings and inputs: a state of another key is never seen.
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder = folder / key
+        self.folder, self.lock = folder / key, folder / "lock"
 
     def save(self, training: Training) -> None:
-        name = self.folder / f"step-{training.step:09d}.safetensors"
-        checkpoints.save(name, training.tensors(), training.about() | {"version": version()})
-        for old in self._states()[:-2]:
-            old.unlink()
+        state = self.folder / f"step-{training.step:09d}.safetensors"
+        checkpoints.save(state, training.tensors(), training.about() | {"version": version()})
+        states = self._states()
+        kept = [each for each in states if each <= state][-2:]  # a later one is damaged: `load` has passed it over
+        for other in set(states).difference(kept):
+            other.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from making the same output inside the block, from whatever settings.
+
+        A lock ends with its process; file systems without locks keep nobody out.
+
+        Raises:
+            StageError: another process is inside.
+        """
+        with contextlib.ExitStack() as opened:
+            other = None
+            if parallel.rank() == 0:
+                self.lock.parent.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context(self.lock.open("a+"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.truncate(0)
+                    lock.write(f"process {os.getpid()} on {platform.node()}")
+                    lock.flush()
+                except BlockingIOError:
+                    lock.seek(0)
+                    other = lock.read() or "another process"
+                except OSError:  # there are no locks here
+                    pass
+            if (other := parallel.of_first(other)) is not None:
+                folder = self.lock.parent
+                raise StageError(f"{folder}: {other} trains here: wait until it ends, or end it, and start again")
+            yield
 
     def load(self, training: Training) -> bool:
         """Take up the newest readable state, all ranks the same; False if there is none.
@@ -291,16 +344,18 @@ class ResumeStore:
         return True
 
     def clear(self) -> None:
-        for path in self._states():
-            path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.folder.rmdir()
-            self.folder.parent.rmdir()
+            self.lock.parent.rmdir()
 
     def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]] | tuple[None, None]:
         for path in reversed(self._states()):
-            with contextlib.suppress(StageError):
+            try:
                 return path, checkpoints.read(path)
+            except StageError:
+                mend = "going on from the state before it, or from the start if there is none"
+                print(f"anisodiff: {path}: a damaged resume state: {mend}", file=sys.stderr)
         return None, None
 
     def _states(self) -> list[Path]:
@@ -320,13 +375,15 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def _lines_to(log: Path, step: int) -> list[str]:
-    """Lines of an earlier process up to a step; what it wrote past its last save is made again."""
+def _lines_to(log: Path, training: Training) -> list[str]:
+    """Lines of an earlier process up to the present step; what it wrote past its last save is made again."""
     kept = []
     if log.is_file():
         for line in log.read_text().splitlines(keepends=True):
             with contextlib.suppress(json.JSONDecodeError):  # cut off when the process was killed
-                kept += [line] if json.loads(line)["step"] <= step else []
+                record = json.loads(line)
+                again = record["step"] > training.step or ("stopped_early" in record and not training.stopped_early)
+                kept += [] if again else [line]
     return kept
 
 
@@ -360,7 +417,7 @@ def run(
     writes = parallel.rank() == 0
     log = log if writes else Path(os.devnull)
     if writes:
-        write_text(log, "".join(_lines_to(log, training.step)))
+        write_text(log, "".join(_lines_to(log, training)))
     saved = time.monotonic()
     began = saved - training.seconds
     bar = tqdm(

@@ -21,8 +21,9 @@ from anisodiff.training import Draws, Guard, Schedule, Training, train
 
 def schedule_of(settings: dict[str, Any]) -> Schedule:
     """The training schedule among a stage's settings."""
-    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed")
-    return Schedule(**{name: settings[name] for name in names})
+    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
+    path_ema_kimg = settings.get("path_ema_kimg", 0.0)  # a run's alone: it has two averages
+    return Schedule(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
 
 
 class Batches:
@@ -93,7 +94,7 @@ def network_work(
         compute: where, and in which precision.
 
     Raises:
-        StageError: the network makes other images than the data's.
+        StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
     """
     schedule = schedule_of(settings)
     network.train().requires_grad_(True)
@@ -105,6 +106,11 @@ def network_work(
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
             f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
+        )
+    through_level = learns_path and settings["gradient"] == "level"
+    if through_level and path.subspaces.count > 1:
+        raise StageError(
+            f"gradient: level is for one subspace, this path has {path.subspaces.count}: set it to full or envelope"
         )
     denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
     shape = (schedule.piece, *batches.images.shape)
@@ -127,17 +133,22 @@ def network_work(
 
     def mean_loss(drawn: Draws) -> Tensor:
         if learns_path:
-            return tlsm_loss(denoiser, c=settings["c"], **batches.moved(drawn)).mean()
+            there = batches.moved(drawn)
+            return tlsm_loss(denoiser, c=settings["c"], through_level=through_level, **there).mean()
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = Training(modules, rates)
-    guard = _heldout_guard(denoiser, batches, settings, schedule) if learns_path else None
+    guard = None
+    if learns_path:
+        saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
+        averaged = Denoiser(training.ema["network"], saved, dataset["sigma_data"], compute.body)
+        guard = _heldout_guard(averaged, batches, settings, schedule)
     records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
     return Work(training, schedule, records, path)
 
 
 def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
-    """Watch TLSM's loss on fixed held-out images, at stratified times with fixed noise.
+    """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
     """
@@ -151,11 +162,8 @@ def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any
     fixed = batches.moved(drawn)
 
     def loss() -> float:
-        denoiser.network.eval()
         with torch.no_grad():
-            value = float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
-        denoiser.network.train()
-        return value
+            return float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
 
     every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
     return Guard(loss, every, settings["guard_tolerance"])

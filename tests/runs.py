@@ -19,8 +19,8 @@ NETWORK = {
 }  # fmt: skip
 RUN = {
     "loss": "tlsm", "kimg": 2.56, "batch": 32, "micro_batch": None,
-    "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5,
-    "ema_kimg": 1.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block",
+    "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5, "decay": "continuous",
+    "ema_kimg": 1.0, "path_ema_kimg": 0.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block",
     "schedules": "shared", "label_weights": "equal",
     "c": 1.0, "gradient": "full", "probes": 2, "share": 0.25, "guard_kimg": 0.5, "guard_tolerance": 10.0,
 }  # fmt: skip

@@ -4,11 +4,12 @@ import pytest
 import torch
 from exact import Exact
 
-from anisodiff import checkpoints, grids, solvers
+from anisodiff import checkpoints, data, grids, solvers
 from anisodiff.data import Images
 from anisodiff.denoiser import Denoiser
 from anisodiff.files import StageError
 from anisodiff.generation import generate
+from anisodiff.initial_paths import coefficient_variances, initial_path
 from anisodiff.losses import edm_loss, tlsm_loss
 from anisodiff.path_gradient import flow_derivative
 from anisodiff.paths import NoisePath, Warp
@@ -223,6 +224,41 @@ def test_components_are_those_of_the_covariance():
     few = torch.arange(SIDE**2 - 4)  # through the Gram matrix
     exact = torch.from_numpy(PCA(4, svd_solver="full").fit(x[few].numpy()).components_)
     assert (components(images, few, 4) @ exact.T).abs().diagonal() == pytest.approx(torch.ones(4).numpy(), abs=1e-6)
+
+
+def bright(count=500) -> Images:
+    """Images of one bright grey but for the last bit."""
+    generator = torch.Generator().manual_seed(4)
+    bits = torch.rand(count, 1, SIDE, SIDE, generator=generator) < torch.linspace(0.05, 0.5, SIDE**2).view(SIDE, SIDE)
+    return Images((254 + bits).to(torch.uint8), torch.zeros(count, dtype=torch.int64), 0)
+
+
+def test_covariances_keep_their_digits_where_the_mean_is_large():
+    """Against two passes over the whole set."""
+    images = bright()
+    x = images.pixels.double() / 127.5
+    x = x - x.mean(0)
+    subspaces = Subspaces(partition(SIDE, "block"))
+    exact = subspaces.dct(x).square().sum(0) / (len(x) - 1)
+    torch.testing.assert_close(coefficient_variances(images, subspaces), exact, rtol=1e-13, atol=0)
+    exact = torch.linalg.svd(x.flatten(1), full_matrices=False)[2][:4]
+    found = components(images, torch.arange(len(images)), 4)
+    signs = (found * exact).sum(1, keepdim=True).sign()
+    torch.testing.assert_close(found, signs * exact, rtol=0, atol=1e-12)
+
+
+def test_images_alike_in_a_subspace_have_no_spectral_path(tmp_path):
+    with data.writing(tmp_path / "flat", 60, (1, SIDE, SIDE)) as (pixels, about):
+        pixels[:] = torch.arange(200, 260).clip(max=255)[:, None, None, None].numpy()
+        about |= {"labels": [0] * 60, "classes": 0}
+    dataset = {"heldout": 0, "g_min": 1e-9, "sigma_max": 80.0}
+    settings = {"kind": "spectral", "subspaces": "block", "schedules": "shared", "label_weights": "rank", "c": 1.0}
+    with pytest.raises(StageError) as refused:
+        initial_path(dataset, settings, tmp_path / "flat")
+    assert str(refused.value) == (
+        f"{tmp_path / 'flat'}: subspaces block: the images do not vary in subspace 1, so kind spectral has no schedule "
+        "for it: let another subspace hold its modes, or take kind karras"
+    )
 
 
 def test_bases_of_classes_and_clusters():

@@ -164,6 +164,25 @@ def test_warp_loss_by_brute_force():
         assert found[1][i].item() == pytest.approx(l_hat.item(), rel=1e-8)
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-6])
+def test_warp_loss_and_its_gradient_go_to_their_limit_where_start_and_end_meet(apart):
+    """The discretisation loss vanishes and score matching is left, also where levels are all but flat."""
+    logs = karras_logs(6, 1e-4, 0.05, 4.0)
+    flat = logs.clone()
+    flat[:, 3] = flat[:, 2] + 1e-6
+    path = NoisePath(Subspaces(partition(SIDE, "block")), KnotSchedule(torch.cat([flat, flat]))).requires_grad_(False)
+    model, warp = gaussian(path), Warp(path, knots=6)
+    start = torch.cat([torch.tensor([1e-6, 0.5, 1.0]), torch.linspace(0.01, 0.99, 61)]).double()
+    end = (start - apart).clamp(min=0)
+    x0, eps, share = draws(model, len(start), 0)
+    found = warp_loss(model, path, warp, x0, eps, start, end, torch.lerp(end, start, share), None, C)
+    assert found[0].abs().max() < 1e-12
+    (gradient,) = torch.autograd.grad(sum(found).mean(), warp.schedule.theta, retain_graph=True)
+    (limit,) = torch.autograd.grad(found[1].mean(), warp.schedule.theta)
+    assert limit.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, limit, rtol=1e-9, atol=1e-12)
+
+
 def test_a_learned_warp_lowers_the_discretisation_loss():
     """From r(t) = t, on a path whose time is badly spent, with gamma alone learning."""
     logs = torch.cat([karras_logs(16, G_MIN, 0.002, 80.0)[:, :1], torch.linspace(-2, 8.7640, 15).double()[None]], dim=1)

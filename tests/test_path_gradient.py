@@ -5,9 +5,12 @@ import itertools
 import pytest
 import torch
 from exact import ExactMixture
+from runs import DATASET, RUN
 from torch import nn
 
+from anisodiff import checkpoints, finetuning
 from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError
 from anisodiff.losses import tlsm_loss
 from anisodiff.path_gradient import flow_derivative
 from anisodiff.paths import NoisePath
@@ -175,6 +178,58 @@ def test_a_leak_through_the_preconditioning_would_be_seen():
     (path.inner(flow + eps, flow + eps) * front).sum(1).mean().backward()
     expected = brute_force_gradient("envelope", path, network, x0, eps, t, 0.7)
     assert (path.schedule.theta.grad - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+def isotropic() -> tuple[NoisePath, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A path of one subspace, with images, noise and times."""
+    path = NoisePath(Subspaces(partition(SIDE, "whole")), KnotSchedule(torch.tensor([[-3.0, -1.0, 0.4, 2.0]])))
+    generator = torch.Generator().manual_seed(3)
+    x0, eps = (torch.randn(3, 1, SIDE, SIDE, generator=generator, dtype=torch.float64) for _ in range(2))
+    return path, x0, eps, torch.tensor([0.15, 0.4, 0.8], dtype=torch.float64)
+
+
+def test_the_gradient_through_the_level_is_the_losss_own_for_a_wrong_denoiser():
+    """By central differences in theta; the one for an exact network is another."""
+    path, x0, eps, t = isotropic()
+    denoiser, theta = Denoiser(WrongNetwork(), path), path.schedule.theta
+    mean = lambda **how: tlsm_loss(denoiser, x0, eps, t, None, 0.7, **how).mean()  # noqa: E731
+    (found,) = torch.autograd.grad(mean(through_level=True), theta)
+    (full,) = torch.autograd.grad(mean(probes=axes_probes(3)), theta)
+    assert mean(through_level=True).item() == mean().item()
+    expected = torch.zeros_like(theta)
+    for k in range(theta.shape[1]):
+        sides = []
+        for h in (1e-6, -1e-6):
+            with torch.no_grad():
+                theta[0, k] += h
+                sides.append(mean())
+                theta[0, k] -= h
+        expected[0, k] = (sides[0] - sides[1]) / 2e-6
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7 * expected.abs().max())
+    assert (full - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+def test_for_an_exact_network_both_derivatives_are_the_same():
+    path, x0, eps, t = isotropic()
+    model, _, _ = mixture_over(path)
+    both = [
+        torch.autograd.grad(tlsm_loss(model, x0, eps, t, None, 0.7, **how).mean(), path.schedule.theta)[0]
+        for how in ({"through_level": True}, {"probes": axes_probes(3)})
+    ]
+    assert torch.allclose(*both, rtol=1e-6, atol=1e-8)
+
+
+def test_the_level_gradient_is_for_one_subspace(start, tmp_path):
+    _, x0, eps, t = isotropic()
+    with pytest.raises(ValueError, match="one subspace only"):
+        tlsm_loss(Denoiser(WrongNetwork(), path_of()), x0, eps, t, through_level=True)
+    outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
+    with pytest.raises(StageError, match="gradient: level is for one subspace, this path has 2: set it to full or env"):
+        finetuning.finetune(DATASET, RUN | {"gradient": "level"}, start[2], *start[:2], None, *outputs)
+    isotropic_run = RUN | {"gradient": "level", "subspaces": "whole", "label_weights": "rank", "kimg": 0.128}
+    finetuning.finetune(DATASET, isotropic_run, start[2], *start[:2], None, *outputs)
+    paths = [checkpoints.load_path(file)[0].curve.logs for file in (start[1], outputs[1])]
+    assert (paths[0] - paths[1]).abs().max() > 1e-4
 
 
 def test_value_and_network_gradient_do_not_depend_on_the_mode():
