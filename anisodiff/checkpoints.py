@@ -144,7 +144,7 @@ def load_network(path: Path | str) -> tuple[RawNetwork, dict[str, Any]]:
     try:
         network = restore(tensors, **about["config"])
     except (KeyError, TypeError, StageError) as error:
-        raise StageError(f"{path}: holds no network ({error}): give the file of a network") from error
+        raise StageError(f"{path}: holds no network ({one_line(error)}): give the file of a network") from error
     return network.eval().requires_grad_(False), about
 
 

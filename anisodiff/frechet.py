@@ -159,12 +159,11 @@ class Gaussian:
             StageError: they are no mean and covariance, or not finite.
         """
         mean, covariance = tensors.get("mean"), tensors.get("covariance")
-        if not isinstance(mean, Float[Tensor, " d"]) or not isinstance(covariance, Float[Tensor, "d d"]):
+        if not isinstance(mean, Float[Tensor, " d"]) or not isinstance(covariance, Float[Tensor, "rows columns"]):
             raise StageError(f"{name}: holds no reference statistics: give the file of the stage `reference`")
-        if len(mean) != len(covariance):
-            raise StageError(
-                f"{name}: {len(mean)} features in its mean, {len(covariance)} in its covariance: make it again"
-            )
+        if covariance.shape != (len(mean), len(mean)):
+            sizes = f"{len(mean)} features in its mean, {list(covariance.shape)} in its covariance"
+            raise StageError(f"{name}: {sizes}: make it again")
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise StageError(f"{name}: its statistics are NaN or infinite: make or fetch it again")
         return Gaussian(mean.to(torch.float64), covariance.to(torch.float64))

@@ -319,6 +319,7 @@ def _config(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 LARGEST = 2**20  # of a whole number among the arguments
+LONGEST = 64  # list among them
 LARGEST_SIDE = 2048  # of images: a basis of a side's length has as many rows
 
 
@@ -336,7 +337,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return isinstance(value, str) and value in kinds
     if typing.get_origin(hint) is Sequence:
-        return isinstance(value, (list, tuple)) and all(_fits(each, kinds[0]) for each in value)
+        return (
+            isinstance(value, (list, tuple)) and len(value) <= LONGEST and all(_fits(each, kinds[0]) for each in value)
+        )
     return any(_fits(value, kind) for kind in kinds)  # a union
 
 
