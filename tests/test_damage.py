@@ -1,7 +1,9 @@
 """What is stored is what was computed: damage is noticed where a file is read, and made again or named."""
 
 import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from runs import DATASET, ROOT
 from safetensors.torch import save_file
 
-from anisodiff import checkpoints, sampling, tables
+from anisodiff import checkpoints, cli, files, sampling, tables, verifying
 from anisodiff.files import StageError
 from anisodiff.training import ResumeStore, Training
 
@@ -186,3 +188,99 @@ def test_damaged_inputs_are_named(results, start, name, tmp_path):
     arguments = (file, "digits-cnn") if name == "reference" else (tmp_path / "made", (network, path))
     with pytest.raises(StageError, match=rf"{file.name}: damaged: its tensors are not what was written"):
         read(*arguments)
+
+
+def verified(folder: Path, capsys) -> tuple[bool, list[str], dict[str, int]]:
+    """Whether all is whole, the lines of findings with paths below the folder, and the counts that are not 0."""
+    whole = verifying.verify(folder)
+    *lines, summary = capsys.readouterr().out.splitlines()
+    counts = (each.split(" ", 1) for each in summary.split(": ")[-1].split(", "))
+    return whole, [line.replace(f"{folder}/", "") for line in lines], {kind: int(n) for n, kind in counts if n != "0"}
+
+
+def test_whole_results_are_whole(results, start, capsys, monkeypatch):
+    shutil.copytree(start[2], results / "images")
+    assert verified(results, capsys) == (True, [], {})
+    monkeypatch.setattr(verifying, "version", lambda: "9.9")
+    whole, lines, counts = verified(results, capsys)
+    assert whole
+    assert counts == {"of another version": len(lines)}
+    assert re.fullmatch(r"\d files, .* the first: made by .*, this is 9\.9: go on with that, or run again", lines[0])
+    (results / "fetched").mkdir()
+    for file in results.rglob("*.safetensors"):
+        shutil.move(file, results / "fetched" / f"{file.parent.name}-{file.name}")
+    shutil.rmtree(results / "samples")
+    assert verified(results, capsys)[1] == []  # what was made elsewhere is of any version
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("samples/edm/nfe3/0-15.safetensors", flip_tensors, "damaged: its tensors are not what was written: delete it"),
+        ("reference.safetensors", lambda file: flip(file, 300), "damaged|not a safetensors file"),
+        ("images/pixels.npy", flip_tensors, "^images: damaged: its images are not what was written: delete it and run"),
+        ("images/about.json", lambda file: replace(file, b"["), "images/about.json: cannot be read"),
+        (
+            "samples/edm/0-15.json",
+            lambda file: replace(file, b"{}"),
+            "0-15.json: no manifest of cells: delete it and run",
+        ),
+        ("samples/edm/nfe3/0-15.zip", lambda file: flip(file, 60), "0-15.zip: (damaged at|cannot be read).*delete it"),
+        (".state/base/key/step-000000001.safetensors", flip_tensors, "step-000000001.safetensors: damaged"),
+    ],
+)
+def test_damage_is_found_anywhere_in_a_tree(results, start, capsys, name, damage, says):
+    shutil.copytree(start[2], results / "images")
+    with zipfile.ZipFile(results / "samples/edm/nfe3/0-15.zip", "w") as images:
+        images.writestr("0.png", bytes(range(200)))
+    checkpoints.save(
+        results / ".state/base/key/step-000000001.safetensors", {"x": torch.ones(3)}, {"version": files.version()}
+    )
+    assert verified(results, capsys) == (True, [], {})
+    damage(results / name)
+    whole, lines, counts = verified(results, capsys)
+    assert not whole
+    assert counts["damaged"] == 1
+    assert len([line for line in lines if re.search(says, line)]) == 1
+
+
+def test_missing_orphaned_and_left_over_files_are_told(results, capsys):
+    cell(results).unlink()
+    shutil.copy(cell(results, 4), cell(results, 4).with_name("16-31.safetensors"))
+    (results / ".images.part").mkdir()
+    state = ".state/base/key/.step-000000001.safetensors.abc.safetensors"
+    (results / state).parent.mkdir(parents=True)
+    for name in (
+        ".table.csv.abc.csv",
+        ".images.part/pixels.npy",
+        ".images.part/labels.npy",
+        ".snakemake_timestamp",
+        state,
+    ):
+        (results / name).write_text("half")
+    save_file({"x": torch.ones(2)}, results / "old.safetensors", metadata={"json": "{}"})
+    (results / "table.csv").write_text("method,version\na,1\nb,2\n")
+    whole, lines, counts = verified(results, capsys)
+    assert not whole
+    assert counts == {
+        "missing": 1, "orphaned": 1, "left over": 3, "without a digest": 1, "of mixed versions": 1,
+    }  # fmt: skip
+    edm = "samples/edm"
+    assert f"{edm}/nfe3/0-15.safetensors: missing, 0-15.json names it: delete {edm}/0-15.json and run again" in lines
+    assert any(line.startswith(f"{edm}/nfe4/16-31.safetensors: no manifest names it") for line in lines)
+    assert next(line for line in lines if "left over" in line).startswith(".images.part: left over by a job")
+    assert len(lines) == sum(counts.values())
+
+
+def test_verify_on_the_command_line(results, capsys, monkeypatch):
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["anisodiff", "verify", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    assert run(str(results)) == 0
+    flip_tensors(cell(results))
+    assert run(str(results)) == 1
+    assert re.search(r"1 damaged, 0 missing", capsys.readouterr().out)
+    assert run(str(results / "none")).endswith("none: no such folder: give a folder of results")
