@@ -38,10 +38,12 @@ def distances(
     shards: dict[tuple, list] = {}
     for manifest in manifests:
         for cell in cells_of(manifest):
-            settings = checkpoints.header(cell)["settings"]
-            first = settings["seeds"][0]
-            key = (manifest.parent.name, settings["nfe"], first // images)
-            shards.setdefault(key, []).append((first, cell))
+            settings = checkpoints.header(cell).get("settings")
+            try:
+                nfe, first = int(settings["nfe"]), int(settings["seeds"][0])
+            except (LookupError, TypeError, ValueError) as error:
+                raise StageError(f"{cell}: holds no cell of a budget and seeds: {checkpoints.MEND}") from error
+            shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
     rows = []
     for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
         total, abouts = None, []
@@ -192,6 +194,8 @@ def search_page(searches: dict[str, Path]) -> str:
     rows = [["search", "trajectories, s", "costs, s", "programming, s", "noises", "points", "device"]]
     for name, file in searches.items():
         about = checkpoints.header(file)
+        if not about.get("search"):
+            raise StageError(f"{file}: holds no search: give the file of a search")
         parts, settings = about["parts"], about["settings"]["search"]
         seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming")]
         rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])

@@ -14,7 +14,7 @@ from PIL import Image
 from runs import DATASET, ROOT, RUN
 from safetensors.torch import save_file
 
-from anisodiff import checkpoints, cli, datasets, download, sampling
+from anisodiff import checkpoints, cli, datasets, download, frechet, geometry_table, sampling, tables
 from anisodiff.compute import Compute
 from anisodiff.files import StageError, atomic, digest
 from anisodiff.pickles import load_edm
@@ -63,6 +63,15 @@ def test_another_kind_of_file_is_refused(tmp_path, start):
         checkpoints.load_network(path)
     with pytest.raises(StageError, match="holds no noise path"):
         checkpoints.load_path(network)
+    with pytest.raises(StageError, match=r"edm\.safetensors: holds no geometry: give a file of the stage"):
+        geometry_table.write({"edm": path}, tmp_path)
+    with pytest.raises(StageError, match=r"edm\.safetensors: holds no search: give the file of a search"):
+        tables.search_page({"gits": path})
+    (tmp_path / "0-7.json").write_text(json.dumps([str(network)]))
+    truth = torch.zeros(3).double(), torch.eye(3).double()
+    checkpoints.save(tmp_path / "r.safetensors", frechet.Gaussian(*truth).tensors(), {"features": "digits-cnn"})
+    with pytest.raises(StageError, match=r"base\.safetensors: holds no cell of a budget and seeds: delete it"):
+        tables.distances("digits", tmp_path / "r.safetensors", [tmp_path / "0-7.json"], 8, "digits-cnn", tmp_path / "d")
 
 
 @pytest.mark.parametrize(
