@@ -450,6 +450,15 @@ def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of ani
     typer.echo(json.dumps(checkpoints.header(file) | {"sha256": digest(file)}, indent=1, sort_keys=True))
 
 
+@app.command()
+def verify(results: Annotated[Path, typer.Argument(help="Folder of results; everything below it is read.")]) -> None:
+    """Check a tree of results: name what is damaged, missing, orphaned, left over, of another version; and the mend."""
+    from anisodiff import verifying
+
+    if not verifying.verify(results):
+        raise typer.Exit(1)
+
+
 @app.command("describe-config")
 def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
     """Print the page of every configuration key."""

@@ -8,9 +8,8 @@ import pandas as pd
 
 from anisodiff import frechet
 from anisodiff.compute import CPU, Compute
-from anisodiff.data import to_uint8
 from anisodiff.files import version, write_text
-from anisodiff.generation import batches
+from anisodiff.generation import batches, finished
 from anisodiff.sampling import Sampler, load_reference
 
 
@@ -47,15 +46,15 @@ def follow(
 
     compute.begin()
     sampler, truth = Sampler(dataset, method, files, compute), load_reference(reference, features[0])
-    extract = frechet.FEATURES[features[0]](features[1], compute.device)
-    levels, to_pixels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe])), sampler.path.to_pixels
+    extract = frechet.extractor(*features, compute.device)
+    levels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe]))
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
         passage = sampler.passage(padded, levels)
         for kind, nodes in (("state", passage.states), ("denoised", passage.denoised[:above])):
             for node, z in enumerate(nodes):
-                found = extract(to_uint8(to_pixels(z[: len(chosen)])).cpu())
+                found = extract(finished(sampler.denoiser, z, chosen, f"NFE {nfe}, {kind} at node {node}"))
                 gathered.setdefault((node, kind), frechet.FeatureStatistics(found.shape[1])).add(found)
     rows = [
         {

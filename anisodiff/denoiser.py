@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anisodiff.compute import Compute
 from anisodiff.files import StageError
+from anisodiff.networks import RawNetwork
 from anisodiff.paths import BatchPath, NoisePath, edm_path
 
 
@@ -67,26 +68,77 @@ class Denoiser(nn.Module):
         return path.scale(z, s**2 / (g + s**2)) + path.scale(raw, s * (g / (g + s**2)).sqrt())
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], labels: Float[Tensor, "b k"] | None = None
+        self,
+        x: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, "..."] | float,
+        labels: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """D in pixels at isotropic standard deviations: EDM's denoiser.
 
         Args:
             x: noisy images.
-            sigma: standard deviation of each image's noise.
-            labels: one-hot classes; None is no class.
+            sigma: standard deviation of the noise: one for all images, or one an image.
+            labels: one-hot classes; None is no class, which EDM's networks take as labels of zeros.
+
+        Raises:
+            StageError: as many levels as there are no images, or labels that the network does not take.
         """
-        g = sigma.square()[:, None].expand(-1, self.path.subspaces.count)
+        sigma = torch.as_tensor(sigma, dtype=None if isinstance(sigma, Tensor) else torch.float64, device=x.device)
+        if sigma.numel() not in (1, len(x)):
+            raise StageError(f"sigma: {sigma.numel()} levels for {len(x)} images: give one for all, or one an image")
+        g = sigma.reshape(-1, 1).square().expand(len(x), self.path.subspaces.count)
         return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))
 
 
+def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str, Any], name: Path | str) -> None:
+    """Refuse a network that was trained for other data than those it is used for.
+
+    Args:
+        network: the network.
+        about: header of its file.
+        dataset: settings of the dataset: sigma_data, labels.
+        name: of the network, for the message.
+
+    Raises:
+        StageError: the network has another sigma_data, or does not say which; it has classes and the dataset no labels,
+            or the reverse.
+    """
+    own = _own_sigma_data(about, name)
+    if own != dataset["sigma_data"]:
+        raise StageError(
+            f"{name}: is for data of sigma_data {own:g}, the dataset's is {dataset['sigma_data']:g}: "
+            f"set sigma_data to {own:g}, or take another checkpoint"
+        )
+    if bool(network.classes) != dataset["labels"]:
+        has = f"has {network.classes} classes" if network.classes else "has no classes"
+        raise StageError(
+            f"{name}: {has}, the dataset says labels: {str(dataset['labels']).lower()}: "
+            f"set labels to {str(bool(network.classes)).lower()}, or take another checkpoint"
+        )
+
+
+def _own_sigma_data(about: dict[str, Any], name: Path | str) -> float:
+    from anisodiff import checkpoints
+
+    found = checkpoints.sigma_data_of(about)
+    if found is None:
+        raise StageError(f"{name}: does not say its sigma_data: convert it or train it again")
+    return found
+
+
 def read_denoiser(
-    network_file: Path, path_file: Path, sigma_data: float, compute: Compute
+    network_file: Path, path_file: Path, dataset: dict[str, Any], compute: Compute
 ) -> tuple[Denoiser, list[dict[str, Any]]]:
     """The denoiser of a network over a path, where a stage computes, and the headers of the two files.
 
+    Args:
+        network_file: the network.
+        path_file: the path.
+        dataset: settings of the dataset that it is used for.
+        compute: where, and in which precision.
+
     Raises:
-        StageError: the network is for images of another size.
+        StageError: the network is for images of another size, or for other data (see `check_dataset`).
     """
     from anisodiff import checkpoints
 
@@ -97,21 +149,22 @@ def read_denoiser(
             f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
             "set the dataset's resolution, or take another checkpoint"
         )
-    denoiser = Denoiser(compute.place(network), path, sigma_data, compute.body)
+    check_dataset(network, about, dataset, network_file)
+    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
     return denoiser.to(compute.device), [about, path_about]
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
-    """The denoiser `D(x, sigma, labels=None)` of a network file.
+    """The denoiser `D(x, sigma, labels=None)` of a network file, with the sigma_data that the network was trained with.
 
     Args:
         path: safetensors file of a network, as `anisodiff convert` and the training stages write it.
         device: as torch names it.
 
     Raises:
-        StageError: there is no such file, or it holds no network.
+        StageError: there is no such file, or it holds no network, or it does not say its sigma_data.
     """
     from anisodiff import checkpoints
 
     network, about = checkpoints.load_network(path)
-    return Denoiser(network, edm_path(network.shape[-1]), about.get("sigma_data", 0.5)).to(device).eval()
+    return Denoiser(network, edm_path(network.shape[-1]), _own_sigma_data(about, path)).to(device).eval()

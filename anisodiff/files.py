@@ -18,6 +18,11 @@ class StageError(Exception):
     """A failure that the user can mend. Its text names the thing and the mend; the command line prints it as it is."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, short and on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Stopped(Exception):
     """The process was asked to stop; its state is saved."""
 
@@ -69,11 +74,21 @@ def version() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The git commit the package was run from (`-dirty` if its tree was changed), or "unknown" outside a checkout."""
+    """The git commit the package was run from (`-dirty` if its tree was changed), or "unknown" outside a checkout.
+
+    A copy inside somebody else's repository is outside: that repository's commit says nothing of this code.
+    """
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        here = Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")) != file.parents[1]:
+            return "unknown"
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

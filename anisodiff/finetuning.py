@@ -9,6 +9,7 @@ import torch
 
 from anisodiff import checkpoints, data, parallel
 from anisodiff.compute import CPU, Compute
+from anisodiff.denoiser import check_dataset
 from anisodiff.files import StageError, digest, key_of, provenance
 from anisodiff.initial_paths import split_path, subspaces_of
 from anisodiff.networks import RawNetwork, build
@@ -91,6 +92,8 @@ def _train_network(
 ) -> None:
     work = network_work(dataset, settings, network, path, batches, compute)
     training, path = work.training, work.path
+    if abouts:
+        check_dataset(network, abouts[0], dataset, "network")
 
     def finish() -> None:
         seen = training.step * work.schedule.batch / 1000
@@ -105,7 +108,7 @@ def _train_network(
         if output_path is not None:
             learned = training.ema.get("path", path.schedule)
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
-        checkpoints.save_network(output, training.ema["network"], **about)
+        checkpoints.save_network(output, training.ema["network"], sigma_data=dataset["sigma_data"], **about)
 
     _drive(work, settings, inputs, output, compute, finish)
 
@@ -148,6 +151,7 @@ def learn_warp(
     compute = compute.begin()
     network, about = checkpoints.load_network(network_file)
     path, path_about = checkpoints.load_path(path_file)
+    check_dataset(network, about, dataset, network_file)
     work = warp_work(dataset, settings, network, path, Batches(dataset, images, compute.device), compute)
 
     def finish() -> None:

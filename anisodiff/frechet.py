@@ -3,6 +3,7 @@
 import functools
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anisodiff import checkpoints
 from anisodiff.data import to_unit
-from anisodiff.files import StageError
+from anisodiff.files import StageError, one_line
 
 Features = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 
@@ -48,10 +49,21 @@ class DigitsCNN(nn.Module):
 
 def _digits_cnn(file: Path, device: str) -> Features:
     tensors, about = checkpoints.read(file)
-    network = DigitsCNN(**about["config"])
-    network.load_state_dict(tensors)
+    try:
+        with torch.device("meta"):  # sizes first, without memory
+            DigitsCNN(**about["config"]).load_state_dict(tensors, assign=True)
+        network = DigitsCNN(**about["config"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise StageError(f"{file}: holds no digits-cnn ({one_line(error)}): give the file of one") from error
     network = network.to(device).eval().requires_grad_(False)
-    return lambda images: network.features(to_unit(images.to(device)))
+
+    def features(images: Tensor) -> Tensor:
+        if images.shape[1:] != (1, 8, 8):
+            raise StageError(f"features: digits-cnn takes grey 8x8 images, not {_described(images)}: take another kind")
+        return network.features(to_unit(images.to(device)))
+
+    return features
 
 
 def _inception(file: Path, device: str) -> Features:
@@ -59,7 +71,10 @@ def _inception(file: Path, device: str) -> Features:
 
     if file.name != "inception-2015-12-05.pt":
         raise StageError(f"{file}: clean-fid asks for the name inception-2015-12-05.pt: rename it")
-    network = InceptionV3W(str(file.parent), download=False, resize_inside=True).to(device).eval()
+    try:
+        network = InceptionV3W(str(file.parent), download=False, resize_inside=True).to(device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"{file}: holds no Inception network ({one_line(error)}): fetch it again") from error
     return lambda images: network(_rgb(images).to(device, torch.float32))
 
 
@@ -70,10 +85,8 @@ def _efficientnet_lite0(file: Path, device: str) -> Features:
     network = EfficientNet.from_name("efficientnet-lite0")
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise StageError(
-            f"{file}: holds no EfficientNet-Lite0 ({str(error).splitlines()[0]}): fetch it again"
-        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, LookupError) as error:
+        raise StageError(f"{file}: holds no EfficientNet-Lite0 ({one_line(error)}): fetch it again") from error
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def features(images: Tensor) -> Tensor:
@@ -84,7 +97,14 @@ def _efficientnet_lite0(file: Path, device: str) -> Features:
     return features
 
 
+def _described(images: Tensor) -> str:
+    channels, height, width = images.shape[1:]
+    return f"{channels}-channel {height}x{width} ones"
+
+
 def _rgb(images: Tensor) -> Tensor:
+    if images.shape[1] not in (1, 3):
+        raise StageError(f"features: take grey or RGB images, not {_described(images)}: convert them first")
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
@@ -101,6 +121,24 @@ TITLES = {
 INCEPTION_FEATURES = 2048
 
 
+def extractor(kind: str, file: Path, device: str) -> Features:
+    """The features of a network.
+
+    Args:
+        kind: one of `FEATURES`.
+        file: of the network.
+        device: as torch names it.
+
+    Raises:
+        StageError: an unknown kind, no file, or a file of another kind.
+    """
+    if kind not in FEATURES:
+        raise StageError(f"features: kind {kind!r} is unknown: use one of {', '.join(FEATURES)}")
+    if not Path(file).is_file():
+        raise StageError(f"{file}: no such file: give the file of {kind}")
+    return FEATURES[kind](file, device)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Mean and covariance of features, all that a Frechet distance asks of a set of images.
@@ -112,6 +150,23 @@ class Gaussian:
 
     mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor], name: Path | str) -> "Gaussian":
+        """The Gaussian of these tensors, from the file `name`.
+
+        Raises:
+            StageError: they are no mean and covariance, or not finite.
+        """
+        mean, covariance = tensors.get("mean"), tensors.get("covariance")
+        if not isinstance(mean, Float[Tensor, " d"]) or not isinstance(covariance, Float[Tensor, "rows columns"]):
+            raise StageError(f"{name}: holds no reference statistics: give the file of the stage `reference`")
+        if covariance.shape != (len(mean), len(mean)):
+            sizes = f"{len(mean)} features in its mean, {list(covariance.shape)} in its covariance"
+            raise StageError(f"{name}: {sizes}: make it again")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise StageError(f"{name}: its statistics are NaN or infinite: make or fetch it again")
+        return Gaussian(mean.to(torch.float64), covariance.to(torch.float64))
 
     @functools.cached_property
     def root(self) -> Float[Tensor, "d d"]:
@@ -129,21 +184,31 @@ def published_statistics(file: Path) -> Gaussian:
     Raises:
         StageError: it is no such file, or one of other features.
     """
+    largest = 2 * 8 * INCEPTION_FEATURES**2  # bytes of an array; no more is unpacked
     try:
+        with zipfile.ZipFile(file) as held:
+            if any(each.file_size > largest for each in held.infolist()):
+                raise ValueError("its arrays are too large")
         with np.load(file, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StageError(f"{file}: no reference statistics ({error}): it should hold mu and sigma") from error
+    except (
+        OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        said = one_line(error)
+        raise StageError(f"{file}: no reference statistics ({said}): it should hold mu and sigma") from error
     if mean.shape != (INCEPTION_FEATURES,) or covariance.shape != (INCEPTION_FEATURES,) * 2:
         raise StageError(
-            f"{file}: statistics of {len(mean)} features, Inception has {INCEPTION_FEATURES}: "
+            f"{file}: statistics of {mean.numel()} features, Inception has {INCEPTION_FEATURES}: "
             "give statistics of the same feature network"
         )
-    return Gaussian(mean, covariance)
+    return Gaussian.of({"mean": mean, "covariance": covariance}, file)
 
 
 class FeatureStatistics:
     """Count, sum and outer products of features in float64; statistics of shards add up, in the order given.
+
+    Sums are of features less the mean of the first batch: products of numbers far from zero would cancel in the
+    covariance (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", shifted data).
 
     Args:
         dimension: of the features.
@@ -151,19 +216,35 @@ class FeatureStatistics:
 
     def __init__(self, dimension: int):
         self.count = 0
+        self.shift = torch.zeros(dimension, dtype=torch.float64)
         self.sum = torch.zeros(dimension, dtype=torch.float64)
         self.outer = torch.zeros(dimension, dimension, dtype=torch.float64)
 
     def add(self, features: Float[Tensor, "b d"]) -> None:
+        """Add a batch.
+
+        Raises:
+            StageError: a feature is NaN or infinite.
+        """
         features = features.detach().to("cpu", torch.float64)
+        if not features.isfinite().all():
+            raise StageError("features: are NaN or infinite: fetch the feature network again, or make it again")
+        if not self.count:
+            self.shift = features.mean(0)
+        centred = features - self.shift
         self.count += len(features)
-        self.sum += features.sum(0)
-        self.outer += features.T @ features
+        self.sum += centred.sum(0)
+        self.outer += centred.T @ centred
 
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        if not self.count:
+            return other
+        moved = other.shift - self.shift
+        cross = torch.outer(other.sum, moved)
         total = FeatureStatistics(len(self.sum))
-        total.count = self.count + other.count
-        total.sum, total.outer = self.sum + other.sum, self.outer + other.outer
+        total.count, total.shift = self.count + other.count, self.shift
+        total.sum = self.sum + (other.sum + other.count * moved)
+        total.outer = self.outer + (other.outer + (cross + cross.T) + other.count * torch.outer(moved, moved))
         return total
 
     @property
@@ -172,18 +253,30 @@ class FeatureStatistics:
         if self.count < 2:
             raise StageError(f"{self.count} images have no covariance: use two or more")
         covariance = (self.outer - torch.outer(self.sum, self.sum) / self.count) / (self.count - 1)
-        return Gaussian(self.sum / self.count, covariance)
+        return Gaussian(self.shift + self.sum / self.count, covariance)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file: of the symmetric products, the half that says all."""
         rows, columns = torch.triu_indices(*self.outer.shape)
-        return {"count": torch.tensor(self.count), "sum": self.sum, "outer": self.outer[rows, columns]}
+        sums = {"count": torch.tensor(self.count), "shift": self.shift, "sum": self.sum}
+        return sums | {"outer": self.outer[rows, columns]}
 
     @staticmethod
-    def of(tensors: dict[str, Tensor]) -> "FeatureStatistics":
-        statistics = FeatureStatistics(len(tensors["sum"]))
-        statistics.count = int(tensors["count"])
-        statistics.sum = tensors["sum"]
+    def of(tensors: dict[str, Tensor], name: Path | str = "cell") -> "FeatureStatistics":
+        """The statistics of these tensors, from the file `name`.
+
+        Raises:
+            StageError: they are no statistics.
+        """
+        kinds = {"count": Int[Tensor, ""], "sum": Float64[Tensor, " d"], "outer": Float64[Tensor, " products"]}
+        if not all(isinstance(tensors.get(key), kind) for key, kind in kinds.items()):
+            raise StageError(f"{name}: holds no feature statistics: {checkpoints.MEND}")
+        dimension = len(tensors["sum"])
+        shift = tensors.get("shift", torch.zeros_like(tensors["sum"]))  # version 0.1 did not shift
+        if len(tensors["outer"]) != dimension * (dimension + 1) // 2 or shift.shape != (dimension,):
+            raise StageError(f"{name}: holds feature statistics of several sizes: {checkpoints.MEND}")
+        statistics = FeatureStatistics(dimension)
+        statistics.count, statistics.shift, statistics.sum = int(tensors["count"]), shift, tensors["sum"]
         rows, columns = torch.triu_indices(*statistics.outer.shape)
         statistics.outer[rows, columns] = statistics.outer[columns, rows] = tensors["outer"]
         return statistics

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from anisodiff.data import to_uint8
 from anisodiff.denoiser import Denoiser
+from anisodiff.files import StageError
 from anisodiff.grids import Levels
 from anisodiff.solvers import Step, solve
 
@@ -60,6 +61,30 @@ def start(
     return path.scale(path.from_pixels(noise), levels.nodes[0].to(noise.device))
 
 
+def finished(
+    denoiser: Denoiser, z: Float[Tensor, "b c h w"], seeds: Sequence[int], name: str
+) -> UInt8[Tensor, "n c h w"]:
+    """Images of final coefficients, in uint8 on the CPU.
+
+    Args:
+        denoiser: over the path whose coefficients they are.
+        z: coefficients; those after the seeds' are padding.
+        seeds: of the images.
+        name: of the method and its budget, for the message.
+
+    Raises:
+        StageError: an image is NaN or infinite, which uint8 cannot say.
+    """
+    pixels = denoiser.path.to_pixels(z)[: len(seeds)]
+    bad = ~pixels.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise StageError(
+            f"{name}: the image of seed {seeds[int(bad.to(torch.int8).argmax())]} is NaN or infinite: "
+            "train its network and path again with lower rates, or sample in float32"
+        )
+    return to_uint8(pixels).cpu()
+
+
 def generate(
     denoiser: Denoiser,
     levels: Levels,
@@ -69,6 +94,7 @@ def generate(
     classes: int,
     batch: int,
     device: str = "cpu",
+    name: str = "generate",
     **options: bool,
 ) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
     """Yield seeds and their images, a batch at a time.
@@ -82,11 +108,15 @@ def generate(
         classes: number of classes; 0 for an unconditional network.
         batch: images at a time.
         device: where to compute.
+        name: of the method and its budget, for messages.
         options: of `solve`.
+
+    Raises:
+        StageError: an image is NaN or infinite.
     """
     for chosen, padded in batches(seeds, batch):
         noise, labels = draw(padded, shape, classes)
         labels = None if labels is None else labels.to(device)
         own = levels.of(labels)
         z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
-        yield chosen, to_uint8(denoiser.path.to_pixels(z))[: len(chosen)].cpu()
+        yield chosen, finished(denoiser, z, chosen, name)

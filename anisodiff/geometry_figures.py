@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff import checkpoints
+from anisodiff import checkpoints, tables
 from anisodiff.drawing import COLOURS, DASHES, MARKERS, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.geometry import DENOISERS
 
@@ -288,7 +287,7 @@ def convergence(files: dict[str, str]) -> Figure:
     """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     for (name, file), style in zip(files.items(), styles(len(files)), strict=True):
-        rows = pd.read_csv(file)
+        rows = tables.read(file)
         for kind, dash, filling in (("state", ":", "white"), ("denoised", "-", style["color"])):
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(

@@ -1,11 +1,12 @@
 """The table of the geometry stage: a row for each denoiser over each path."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from anisodiff import checkpoints
-from anisodiff.files import write_text
+from anisodiff.files import StageError, write_text
 from anisodiff.geometry import DENOISERS
 from anisodiff.tables import markdown
 
@@ -33,7 +34,7 @@ def write(files: dict[str, Path], output: Path) -> None:
         files: of the stage `geometry`, by name.
         output: folder.
     """
-    summaries = {name: checkpoints.header(file)["summary"] for name, file in files.items()}
+    summaries = {name: _summary(file) for name, file in files.items()}
     rows = [
         {"name": name, "denoiser": kind, **summary[kind]}
         for name, summary in summaries.items()
@@ -67,3 +68,10 @@ def write(files: dict[str, Path], output: Path) -> None:
         *near,
     ]
     write_text(output / "geometry.md", "\n\n".join(pages) + "\n")
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    about = checkpoints.header(file)
+    if not about.get("geometry"):
+        raise StageError(f"{file}: holds no geometry: give a file of the stage `geometry`")
+    return about["summary"]

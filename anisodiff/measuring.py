@@ -80,7 +80,7 @@ def measure(
 
     began = time.monotonic()
     compute = compute.begin()
-    denoiser, abouts = read_denoiser(network_file, path_file, dataset["sigma_data"], compute)
+    denoiser, abouts = read_denoiser(network_file, path_file, dataset, compute)
     models = {"network": denoiser} | _closed_forms(dataset, settings, images, denoiser.path, compute.device)
     ends = dataset["sigma_min"], dataset["sigma_max"]
     levels, means = grids.at_mean_levels(denoiser.path, settings["steps"] + 1, *ends)

@@ -5,6 +5,8 @@ networks, so that their state dicts load strictly and keep their meaning across 
 """
 
 import math
+import types
+import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anisodiff.files import StageError
+from anisodiff.files import StageError, one_line
 from anisodiff.layers import (
     Conv2d,
     FilteredConv2d,
@@ -63,11 +65,16 @@ class RawNetwork(nn.Module):
             noise_label: a quarter of the log of sigma.
             labels: one-hot classes; None is no class.
             augment_labels: parameters of training-time augmentations; None, as in sampling, is none.
+
+        Raises:
+            StageError: labels of other classes than the network has.
         """
-        if labels is not None and self.classes and labels.shape[1] != self.classes:
+        if labels is not None and not self.classes:
+            raise StageError(f"labels: {labels.shape[1]} classes for an unconditional network: give none")
+        if labels is not None and labels.shape[1] != self.classes:
             raise StageError(f"labels: {labels.shape[1]} classes for a network of {self.classes}: give its own")
         with torch.autocast(x.device.type, enabled=False):
-            emb = self.embedding(noise_label, labels if self.classes else None, augment_labels)
+            emb = self.embedding(noise_label, labels, augment_labels)
         return self.body(x, emb)
 
     def _kept(self, labels: Tensor) -> Tensor:
@@ -311,6 +318,43 @@ def _config(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in own.items()}
 
 
+LARGEST = 2**20  # of a whole number among the arguments
+LONGEST = 64  # list among them
+LARGEST_SIDE = 2048  # of images: a basis of a side's length has as many rows
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an argument is what the constructor's annotation says; numbers that are not whole are probabilities."""
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return False
+    if hint is int:
+        return isinstance(value, int) and 0 <= value <= LARGEST
+    if hint is float:
+        return isinstance(value, (int, float)) and 0 <= value <= 1
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str) and value in kinds
+    if typing.get_origin(hint) is Sequence:
+        return (
+            isinstance(value, (list, tuple)) and len(value) <= LONGEST and all(_fits(each, kinds[0]) for each in value)
+        )
+    return any(_fits(value, kind) for kind in kinds)  # a union
+
+
+def _check_arguments(model_type: str, arguments: dict[str, Any]) -> None:
+    """Refuse a type and arguments that no network has."""
+    if not isinstance(model_type, str) or model_type not in NETWORKS:
+        raise StageError(f"network: {model_type!r:.60} is unknown: use one of {', '.join(NETWORKS)}")
+    hints = typing.get_type_hints(NETWORKS[model_type].__init__)
+    for name, value in arguments.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise StageError(f"network: {name} is {value!r:.60}, which no network has: check its arguments")
+    if arguments.get("img_resolution", 0) > LARGEST_SIDE:
+        raise StageError(f"network: img_resolution is {arguments['img_resolution']}: use {LARGEST_SIDE} or less")
+
+
 def build(model_type: str, **arguments: Any) -> RawNetwork:
     """A network with random weights.
 
@@ -319,13 +363,45 @@ def build(model_type: str, **arguments: Any) -> RawNetwork:
         arguments: of its constructor.
 
     Raises:
-        StageError: an unknown type, or arguments that it does not have.
+        StageError: an unknown type, or arguments that it does not have or that no network can have.
     """
-    if model_type not in NETWORKS:
-        raise StageError(f"network: {model_type!r} is unknown: use one of {', '.join(NETWORKS)}")
+    _check_arguments(model_type, arguments)
     try:
         network = NETWORKS[model_type](**arguments)
-    except TypeError as error:
-        raise StageError(f"network: {error}: check its arguments") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise StageError(f"network: {one_line(error)}: check its arguments") from error
     network.config["model_type"] = model_type
+    return network
+
+
+def restore(tensors: dict[str, Tensor], model_type: str, **arguments: Any) -> RawNetwork:
+    """A network with these weights. What its arguments ask for is made only if the weights are of that number and size.
+
+    Args:
+        tensors: its state dict.
+        model_type: see `build`.
+        arguments: of its constructor.
+
+    Raises:
+        StageError: the arguments and the weights do not fit, or a weight is NaN or infinite.
+    """
+    _check_arguments(model_type, arguments)
+    levels, blocks = len(arguments.get("channel_mult", [1])), arguments.get("num_blocks", 1)
+    # every block has tensors: seen before a million of them are set up, even without memory
+    if levels * max(1, blocks) > len(tensors):
+        raise StageError(f"network: {blocks} blocks at {levels} resolutions do not fit its {len(tensors)} tensors")
+    with torch.device("meta"):  # sizes without memory
+        asked = {name: tuple(each.shape) for name, each in build(model_type, **arguments).state_dict().items()}
+    held = {name: tuple(each.shape) for name, each in tensors.items()}
+    if asked != held:
+        name = min(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
+        raise StageError(
+            f"network: its arguments and its tensors do not fit ({name:.60} is {held.get(name, 'missing')}, "
+            f"and should be {asked.get(name, 'none')})"
+        )
+    for name, each in tensors.items():
+        if not each.isfinite().all():
+            raise StageError(f"network: {name} holds NaN or infinite weights")
+    network = build(model_type, **arguments)
+    network.load_state_dict(tensors)
     return network

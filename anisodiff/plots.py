@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff import checkpoints, geometry_figures
+from anisodiff import checkpoints, geometry_figures, tables
 from anisodiff.drawing import DASHES, MARKERS, STYLE, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.files import StageError, atomic
 from anisodiff.paths import NoisePath, Warp
@@ -31,7 +31,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         output: folder.
     """
     mpl.use("Agg")
-    tidy = pd.read_csv(table)
+    tidy = tables.read(table)
     paths = {name: checkpoints.load_path(file)[0] for name, file in settings["paths"].items()}
     warps = {
         name: (checkpoints.load_warp(file, paths[path])[0], path)
@@ -76,7 +76,7 @@ def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFram
     """
     if not methods:
         return pd.DataFrame(columns=["network", "method", "nfe", "fid"])
-    rows = pd.read_csv(file)
+    rows = tables.read(file)
     rows = rows[rows["dataset"] == dataset]
     if unknown := sorted(set(methods) - set(rows["method"])):
         known = ", ".join(sorted(set(rows["method"]))) or "nothing"

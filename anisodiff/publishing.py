@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from anisodiff import tables
 from anisodiff.compute import processor
 from anisodiff.files import atomic, provenance, write_text
 
@@ -26,7 +27,7 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
         settings: the dataset's resolved configuration.
         output: folder to fill; files of an earlier run are replaced.
     """
-    table = pd.read_csv(results / "table.csv", dtype=str)
+    table = tables.read(results / "table.csv")
     made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
     about = provenance(settings) | {
         "cells_made_by": made_by,

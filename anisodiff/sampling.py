@@ -17,7 +17,7 @@ from anisodiff import checkpoints, data, datasets, frechet, grids, searching
 from anisodiff.budgets import spend
 from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import read_denoiser
-from anisodiff.files import StageError, digest, key_of, provenance, write_text
+from anisodiff.files import StageError, digest, key_of, one_line, provenance, write_text
 from anisodiff.generation import draw_for, generate, start
 from anisodiff.grids import Levels
 from anisodiff.paths import NoisePath, Warp
@@ -94,7 +94,7 @@ class Sampler:
 
     def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
         self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
-        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset["sigma_data"], compute)
+        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset, compute)
         self.path = self.denoiser.path
 
     @property
@@ -169,7 +169,8 @@ def sample(
     """Feature statistics of one seed range at every budget.
 
     Each budget's cell is a file of its own beside the manifest `output`, named by budget and range and marked with a
-    key of its settings and inputs: a run that was stopped, or that got a new budget, makes only what is missing.
+    key of its settings and inputs: a run that was stopped, or that got a new budget, makes only what is missing or
+    damaged.
 
     Args:
         dataset: settings of the dataset.
@@ -187,7 +188,7 @@ def sample(
 
     compute.begin()
     sampler = Sampler(dataset, method, files, compute)
-    extract = frechet.FEATURES[features[0]](features[1], compute.device)
+    extract = frechet.extractor(*features, compute.device)
     seed_list = range(seeds[0], seeds[1] + 1)
     digests = {file: digest(file) for file in (*files, features[1])}
     cells = []
@@ -211,11 +212,37 @@ def sample(
 
 
 def _is_made(cell: Path, key: str) -> bool:
+    """Whether a cell is there, whole, and of this key."""
     try:
-        about = checkpoints.header(cell)
+        about = read_cell(cell)[1]
         return about["key"] == key and "made_on" in about  # cells of version 0.1 do not say where they were made
     except (StageError, KeyError):
         return False
+
+
+def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, dict[str, Any]]:
+    """The statistics of a cell, and its header.
+
+    Raises:
+        StageError: the cell is missing, damaged or of another kind.
+    """
+    tensors, about = checkpoints.read(cell)
+    return frechet.FeatureStatistics.of(tensors, cell), about
+
+
+def cells_of(manifest: Path) -> list[Path]:
+    """The cells that a manifest names.
+
+    Raises:
+        StageError: it is missing or damaged.
+    """
+    try:
+        named = json.loads(manifest.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StageError(f"{manifest}: no manifest of cells ({one_line(error)}): delete it and run again") from error
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise StageError(f"{manifest}: no manifest of cells: delete it and run again")
+    return [manifest.parent / each for each in named]
 
 
 def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
@@ -232,6 +259,7 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
             sampler.classes,
             batch,
             sampler.device,
+            f"{cell.parents[1].name}, NFE {settings['nfe']}",
             **sampler.options,
         ):
             found = extract(images)
@@ -283,7 +311,7 @@ def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) ->
     """Feature statistics of all images of a folder."""
     from tqdm import tqdm
 
-    extract = frechet.FEATURES[features[0]](features[1], compute.device)
+    extract = frechet.extractor(*features, compute.device)
     loaded, statistics = data.load(images), None
     with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
         for part, _ in loaded.parts():
@@ -307,7 +335,7 @@ def load_reference(file: Path, features: str) -> frechet.Gaussian:
     tensors, about = checkpoints.read(file)
     if about.get("features") != features:
         raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
-    return frechet.Gaussian(tensors["mean"], tensors["covariance"])
+    return frechet.Gaussian.of(tensors, file)
 
 
 def evaluate(

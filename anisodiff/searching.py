@@ -35,7 +35,7 @@ def search_levels(
     """
     began = time.monotonic()
     compute = compute.begin()
-    denoiser, abouts = read_denoiser(network_file, path_file, dataset["sigma_data"], compute)
+    denoiser, abouts = read_denoiser(network_file, path_file, dataset, compute)
     path = denoiser.path
     if settings["grid"] == "karras":
         count, low, high = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]

@@ -1,6 +1,5 @@
 """From feature statistics to tidy tables: one distance a seed range, one row a cell, one page a reader."""
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,9 +8,13 @@ from typing import Any
 import pandas as pd
 
 from anisodiff import checkpoints, frechet
-from anisodiff.files import StageError, write_text
-from anisodiff.sampling import load_reference
+from anisodiff.files import StageError, one_line, write_text
+from anisodiff.sampling import cells_of, load_reference, read_cell
 
+TEXTS = (
+    "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",
+    "source",
+)  # fmt: skip
 COLUMNS = [
     "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features",
     "version", "commit",
@@ -34,17 +37,18 @@ def distances(
     truth = load_reference(reference, features)
     shards: dict[tuple, list] = {}
     for manifest in manifests:
-        for cell in json.loads(manifest.read_text()):
-            about = checkpoints.header(manifest.parent / cell)
-            settings = about["settings"]
-            first = settings["seeds"][0]
-            key = (manifest.parent.name, settings["nfe"], first // images)
-            shards.setdefault(key, []).append((first, manifest.parent / cell, about))
+        for cell in cells_of(manifest):
+            settings = checkpoints.header(cell).get("settings")
+            try:
+                nfe, first = int(settings["nfe"]), int(settings["seeds"][0])
+            except (LookupError, TypeError, ValueError) as error:
+                raise StageError(f"{cell}: holds no cell of a budget and seeds: {checkpoints.MEND}") from error
+            shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
     rows = []
     for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
         total, abouts = None, []
-        for _, cell, about in sorted(parts, key=lambda part: part[0]):  # one at a time in memory
-            statistics = frechet.FeatureStatistics.of(checkpoints.read(cell)[0])
+        for _, cell in sorted(parts):  # one at a time in memory
+            statistics, about = read_cell(cell)
             total = statistics if total is None else total + statistics
             abouts.append(about)
         if total.count != images:
@@ -72,6 +76,20 @@ def distances(
             }
         )
     write_text(output, pd.DataFrame(rows).to_csv(index=False))
+
+
+def read(file: Path | str) -> pd.DataFrame:
+    """Read a CSV of this project's. What is text stays text: hosts, commits and names may read as numbers, or as "nan".
+
+    Raises:
+        StageError: it is missing, or no CSV.
+    """
+    try:
+        columns = pd.read_csv(file, nrows=0).columns
+        empty = {name: [""] for name in columns if name not in TEXTS}
+        return pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=empty)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{file}: no table ({one_line(error)}): mend it, or delete it and run again") from error
 
 
 def cells(distance_rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
@@ -125,7 +143,7 @@ def table(
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
         searches: files of the stage `search`, by name, whose time belongs to the cost.
     """
-    rows = pd.read_csv(distance_file)
+    rows = read(distance_file)
     tidy = cells(rows, list(methods))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
@@ -176,6 +194,8 @@ def search_page(searches: dict[str, Path]) -> str:
     rows = [["search", "trajectories, s", "costs, s", "programming, s", "noises", "points", "device"]]
     for name, file in searches.items():
         about = checkpoints.header(file)
+        if not about.get("search"):
+            raise StageError(f"{file}: holds no search: give the file of a search")
         parts, settings = about["parts"], about["settings"]["search"]
         seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming")]
         rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])
@@ -225,11 +245,11 @@ class Page:
 
     def _notes(self, plus_minus: str, dagger: str, early: str) -> list[str]:
         ranges = self.tidy.groupby("nfe")["ranges"].max()
-        several = ", ".join(f"{nfe} ({count} ranges)" for nfe, count in ranges.items() if count > 1)
+        several = ", ".join(f"{count} ranges at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
         notes = [
             f"{frechet.TITLES[self.tidy['features'].iloc[0]]}: lower is better, the best of each column is bold. "
             f"{self.tidy['images'].min()} images a seed range.",
-            f"Mean{plus_minus}standard deviation over seed ranges at NFE {several}; one range elsewhere."
+            f"Mean{plus_minus}standard deviation (N - 1) over {several}; one seed range elsewhere."
             if several
             else "One seed range a cell: no spread is known.",
             "kimg: thousands of images the row's network has seen since the base checkpoint.",

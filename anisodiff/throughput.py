@@ -12,7 +12,7 @@ import torch
 from anisodiff import checkpoints, data, frechet
 from anisodiff.compute import Compute
 from anisodiff.config import basis_of
-from anisodiff.denoiser import Denoiser
+from anisodiff.denoiser import Denoiser, check_dataset
 from anisodiff.files import provenance, write_text
 from anisodiff.initial_paths import split_path, subspaces_of
 from anisodiff.paths import edm_path
@@ -50,6 +50,7 @@ def measure(
     """
     compute = compute.begin()
     network, about = checkpoints.load_network(network_file)
+    check_dataset(network, about, dataset, network_file)
     loaded = data.load(images)
     size = network.shape[-1]
     found: dict[str, Any] = {
@@ -66,7 +67,7 @@ def measure(
     with torch.no_grad():
         calls = _calls_per_second(lambda: denoiser.denoise(x, g, labels), compute.device, seconds)
     found["evaluations_per_second"] = calls * batch
-    extract = frechet.FEATURES[features[0]](features[1], compute.device)
+    extract = frechet.extractor(*features, compute.device)
     pixels = loaded.take(torch.arange(batch) % len(loaded))[0]
     with torch.no_grad():
         found["features_per_second"] = _calls_per_second(lambda: extract(pixels), compute.device, seconds) * batch

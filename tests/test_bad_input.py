@@ -2,18 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import DATASET, ROOT, RUN
+from safetensors.torch import save_file
 
-from anisodiff import checkpoints, cli, datasets, download, sampling
+from anisodiff import checkpoints, cli, datasets, download, frechet, geometry_table, sampling, tables
 from anisodiff.compute import Compute
 from anisodiff.files import StageError, atomic, digest
+from anisodiff.pickles import load_edm
+
+EDM = ROOT / "tests/data/edm"
 
 
 def anisodiff(*arguments: str, prefix: tuple[str, ...] = (), env=None) -> subprocess.CompletedProcess:
@@ -57,6 +63,180 @@ def test_another_kind_of_file_is_refused(tmp_path, start):
         checkpoints.load_network(path)
     with pytest.raises(StageError, match="holds no noise path"):
         checkpoints.load_path(network)
+    with pytest.raises(StageError, match=r"edm\.safetensors: holds no geometry: give a file of the stage"):
+        geometry_table.write({"edm": path}, tmp_path)
+    with pytest.raises(StageError, match=r"edm\.safetensors: holds no search: give the file of a search"):
+        tables.search_page({"gits": path})
+    (tmp_path / "0-7.json").write_text(json.dumps([str(network)]))
+    truth = torch.zeros(3).double(), torch.eye(3).double()
+    checkpoints.save(tmp_path / "r.safetensors", frechet.Gaussian(*truth).tensors(), {"features": "digits-cnn"})
+    with pytest.raises(StageError, match=r"base\.safetensors: holds no cell of a budget and seeds: delete it"):
+        tables.distances("digits", tmp_path / "r.safetensors", [tmp_path / "0-7.json"], 8, "digits-cnn", tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[]", "3", "null", '"text"', "{", "", "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '{"kimg": NaN}', '{"kimg": 1e999}', '{"kimg": -1}', '{"kimg": "3"}', '{"kimg": ' + "9" * 4000 + "}",
+        '{"device_seconds": Infinity}', '{"sigma_data": [1]}', '{"versions": [[]]}', '{"commits": 3}', '{"config": []}',
+        '{"stopped_early": 1}', '{"made_on": "here"}', '{"kimg": 3}\nno digest\n', '{"kimg": 3}\n',
+    ],
+)  # fmt: skip
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    file = tmp_path / "network.safetensors"
+    save_file({"x": torch.zeros(1)}, file, metadata={"json": header})
+    for read in (checkpoints.header, checkpoints.read, checkpoints.load_network, checkpoints.load_path):
+        with pytest.raises(
+            StageError, match=r"network\.safetensors: (not a safetensors file of anisodiff|damaged)"
+        ) as said:
+            read(file)
+        assert len(str(said.value)) < 600
+        assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_blocks": 10**6}, {"num_blocks": 10**12}, {"channel_mult": [1] * 10**4}, {"model_channels": 10**6},
+        {"model_channels": 10**30}, {"model_channels": 0}, {"model_channels": 2}, {"label_dim": 10**6},
+        {"img_resolution": 10**6}, {"img_resolution": 2**11 + 1}, {"channel_mult": 3}, {"channel_mult": []},
+        {"channel_mult": [-1]}, {"channel_mult": [[1]]}, {"num_blocks": "1"}, {"num_blocks": True},
+        {"num_blocks": 1.5}, {"num_blocks": None}, {"dropout": float("nan")}, {"dropout": 2},
+        {"resample_filter": [1] * 10**4},
+        {"encoder_type": "deep"}, {"embedding_type": []}, {"nothing": 3}, {"model_type": "Other"}, {"model_type": []},
+        {"model_type": "DhariwalUNet"}, {"in_channels": 3}, {"tensors": 3},
+    ],
+)  # fmt: skip
+def test_a_network_that_asks_for_what_its_file_does_not_hold(tmp_path, start, changes):
+    tensors, about = checkpoints.read(start[0])
+    file = tmp_path / "network.safetensors"
+    checkpoints.save(file, tensors, about | {"config": about["config"] | changes})
+    with pytest.raises(StageError, match=r"network\.safetensors: holds no network \(.*\): give the file") as said:
+        checkpoints.load_network(file)
+    assert len(str(said.value)) < 600
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, start, value, monkeypatch):
+    tensors, about = checkpoints.read(start[0])
+    name = next(name for name in tensors if name.endswith("conv1.weight"))
+    tensors[name] = tensors[name].clone()
+    tensors[name][0, 0, 0, 0] = value
+    checkpoints.save(tmp_path / "network.safetensors", tensors, about)
+    with pytest.raises(StageError, match=rf"network\.safetensors: .*{name} holds NaN or infinite weights"):
+        checkpoints.load_network(tmp_path / "network.safetensors")
+    found = load_edm(EDM / "ddpmpp-uncond-16.pkl")
+    next(iter(found.tensors.values())).view(-1)[0] = value
+    monkeypatch.setattr(checkpoints, "load_edm", lambda path: found)
+    with pytest.raises(StageError, match=r"ddpmpp-uncond-16\.pkl: .* holds NaN or infinite weights"):
+        checkpoints.convert(EDM / "ddpmpp-uncond-16.pkl", tmp_path / "converted.safetensors")
+    assert not (tmp_path / "converted.safetensors").exists()
+
+
+def test_a_pickle_that_asks_for_a_million_blocks(tmp_path, monkeypatch):
+    found = load_edm(EDM / "ddpmpp-uncond-16.pkl")
+    found.arguments["num_blocks"] = 10**6
+    monkeypatch.setattr(checkpoints, "load_edm", lambda path: found)
+    with pytest.raises(StageError, match=r"ddpmpp-uncond-16\.pkl: holds no SongUNet .* do not fit"):
+        checkpoints.convert(EDM / "ddpmpp-uncond-16.pkl", tmp_path / "converted.safetensors")
+
+
+def test_images_that_are_nan_are_no_cell(tmp_path, start):
+    """With weights that are finite: what overflows is refused with method, budget and seed."""
+    tensors, about = checkpoints.read(start[0])
+    tensors = {name: each * 1e30 if name.startswith("dec") else each for name, each in tensors.items()}
+    checkpoints.save(tmp_path / "network.safetensors", tensors, about)
+    method = {
+        "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None,
+        "rho": 7.0, "levels": None,
+    }  # fmt: skip
+    features = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
+    with pytest.raises(StageError, match=r"^edm, NFE 3: the image of seed 4 is NaN or infinite: train"):
+        sampling.sample(
+            DATASET, method, [3], (4, 7), 4, [tmp_path / "network.safetensors", start[1]], features,
+            tmp_path / "samples" / "edm" / "4-7.json",
+        )  # fmt: skip
+    assert not list((tmp_path / "samples").rglob("*.safetensors"))
+
+
+def rising(*shape: int) -> torch.Tensor:
+    return torch.linspace(-20, 8, shape[-1], dtype=torch.float64).expand(shape)
+
+
+PATH = {"weights": torch.ones(1).double(), "index": torch.zeros(8, 8).long(), "nodes": rising(8) / 28 + 20 / 28,
+        "logs": rising(1, 8)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["knots", "fixed"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": torch.full((8, 8), 10**11)}, {"index": torch.full((8, 8), -1)}, {"index": torch.eye(8).long() * 2},
+        {"index": torch.zeros(8)}, {"index": torch.zeros(8, 4).long()}, {"index": torch.zeros(0, 0).long()},
+        {"index": torch.arange(256**2).reshape(256, 256), "logs": rising(256**2, 2)}, {"index": torch.eye(8).long()},
+        {"logs": rising(8)}, {"logs": rising(1, 1)}, {"logs": rising(1, 8).flip(1)}, {"logs": rising(1, 8) * torch.nan},
+        {"logs": torch.zeros(1, 8).long()}, {"logs": torch.tensor([[0.0, torch.inf]])}, {"logs": torch.zeros(0, 8)},
+        {"logs": rising(2, 2, 1, 8)}, {"weights": torch.ones(2)}, {"weights": torch.tensor([torch.nan])},
+        {"weights": torch.tensor(1.0)}, {"weights": None}, {"logs": None},
+        {"index": None}, {"index": None, "vectors": torch.zeros(1, 10**6, 0), "which": torch.zeros(1).long()},
+        {"index": None, "vectors": torch.eye(8)[None], "which": torch.zeros(1).long()},
+        {"index": None, "vectors": torch.eye(16)[None, :3], "which": torch.tensor([10**9])},
+        {"index": None, "vectors": torch.ones(1, 3, 16), "which": torch.zeros(1).long()},
+    ],
+)  # fmt: skip
+def test_a_path_that_is_none_or_asks_for_what_its_file_does_not_hold(tmp_path, kind, changes):
+    """An index of 10^11 would be a table of 50 terabytes, a basis of 10^6 vectors without length one of 4."""
+    tensors = {name: each for name, each in (PATH | changes).items() if each is not None}
+    checkpoints.save(tmp_path / "whole.safetensors", PATH, {"schedule": kind})
+    assert checkpoints.load_path(tmp_path / "whole.safetensors")[0].subspaces.size == 8
+    checkpoints.save(tmp_path / "path.safetensors", tensors, {"schedule": kind})
+    with pytest.raises(StageError, match=r"path\.safetensors: holds no noise path \(.*\): give the file") as said:
+        checkpoints.load_path(tmp_path / "path.safetensors")
+    assert len(str(said.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "nodes", [rising(8), torch.linspace(0, 1, 7), torch.zeros(8), torch.zeros(1, 8), torch.ones(8)]
+)
+def test_nodes_that_do_not_fit_are_refused(tmp_path, nodes):
+    checkpoints.save(tmp_path / "path.safetensors", PATH | {"nodes": nodes}, {"schedule": "fixed"})
+    with pytest.raises(StageError, match=r"path\.safetensors: holds no noise path"):
+        checkpoints.load_path(tmp_path / "path.safetensors")
+
+
+def test_a_warp_or_basis_that_is_none_is_refused(tmp_path, start):
+    path, file = checkpoints.load_path(start[1])[0], tmp_path / "file.safetensors"
+    for tensors in ({}, {"logs": rising(2, 8)}, {"logs": rising(8)}, {"logs": torch.zeros(1, 8)}):
+        checkpoints.save(file, tensors, {"warp": True})
+        with pytest.raises(StageError, match=r"file\.safetensors: holds no warp \(.*\): give the file of a warp"):
+            checkpoints.load_warp(file, path)
+    for tensors in ({}, PATH, {"vectors": torch.zeros(1, 10**6, 0), "which": torch.zeros(1).long()}):
+        checkpoints.save(file, tensors, {"basis": True})
+        with pytest.raises(StageError, match=r"file\.safetensors: holds no basis \(.*\): give the file of a basis"):
+            checkpoints.load_basis(file)
+
+
+def test_the_commit_of_another_repository_is_not_ours(tmp_path):
+    """A copy of the package inside another project, committed there or not."""
+    shutil.copytree(ROOT / "anisodiff", tmp_path / "vendor" / "anisodiff")
+    shutil.copytree(ROOT / "anisodiff", tmp_path / "anisodiff")
+    git = ["git", "-C", tmp_path, "-c", "user.email=a@b", "-c", "user.name=x", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "vendor"], ["commit", "-qm", "another project"]):
+        subprocess.run([*git, *command], check=True)
+
+    def said(folder: Path) -> str:
+        script = "from anisodiff.files import commit; print(commit())"
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        return subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert said(tmp_path) == said(tmp_path / "vendor") == "unknown"
+    subprocess.run([*git, "add", "anisodiff"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a checkout of this project"], check=True)
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert said(tmp_path) == head.strip()
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

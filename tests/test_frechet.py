@@ -41,6 +41,32 @@ def test_shards_add_up_in_any_division(features):
     assert torch.equal(again.outer, parts.outer)
 
 
+@pytest.mark.parametrize("parts", [[90], [1, 29, 60], [30, 30, 30]])
+def test_moments_keep_their_digits_far_from_zero(parts):
+    """Features at 1000 +- 1e-3 against exact integers, in units of 2^-50; shards shift by means of their own."""
+    unit = 2**50
+    values = 1000 + 1e-3 * torch.randn(90, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = np.array([[int(value * unit) for value in row] for row in values.tolist()], dtype=object)
+    centred = len(exact) * exact - exact.sum(0)
+    covariance = (centred.T @ centred).astype(float) / (len(exact) ** 2 * (len(exact) - 1)) / unit**2
+    found = statistics(values, parts).gaussian
+    assert np.allclose(found.mean, (exact.sum(0) / len(exact)).astype(float) / unit, rtol=1e-15)
+    assert np.abs(found.covariance.numpy() - covariance).max() < 1e-12 * covariance.max()
+    again = frechet.FeatureStatistics.of(statistics(values, parts).tensors()).gaussian
+    assert torch.equal(again.covariance, found.covariance)
+
+
+def test_shards_of_version_0_1_add_up_with_new_ones(features):
+    """They hold sums of the features themselves."""
+    features = features.double()
+    old, new = features[:40], statistics(features[40:], [60])
+    rows, columns = torch.triu_indices(5, 5)
+    held = {"count": torch.tensor(40), "sum": old.sum(0), "outer": (old.T @ old)[rows, columns]}
+    for total in (frechet.FeatureStatistics.of(held) + new, new + frechet.FeatureStatistics.of(held)):
+        assert np.allclose(total.gaussian.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-10)
+        assert np.allclose(total.gaussian.mean, features.mean(0), rtol=1e-13)
+
+
 def test_distance_of_gaussians_in_closed_form():
     """For diagonal covariances: |mean difference|^2 + sum (sqrt a - sqrt b)^2."""
 
@@ -87,6 +113,76 @@ def test_statistics_of_other_features_are_refused(tmp_path):
     checkpoints.save(tmp_path / "reference.safetensors", small.tensors(), {"features": "digits-cnn"})
     with pytest.raises(StageError, match="statistics of digits-cnn features, not of inception"):
         sampling.load_reference(tmp_path / "reference.safetensors", "inception")
+
+
+def test_statistics_that_are_nan_or_no_statistics_are_refused(tmp_path):
+    file = tmp_path / "cifar10-32x32.npz"
+    np.savez(file, mu=np.zeros(2048), sigma=np.full((2048, 2048), np.nan))
+    with pytest.raises(StageError, match=r"cifar10-32x32\.npz: its statistics are NaN or infinite"):
+        frechet.published_statistics(file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(StageError, match=r"cifar10-32x32\.npz: no reference statistics"):
+        frechet.published_statistics(file)
+    np.savez_compressed(file, mu=np.zeros(10**7), sigma=np.zeros(2))
+    with pytest.raises(StageError, match="its arrays are too large"):
+        frechet.published_statistics(file)
+    made = tmp_path / "reference.safetensors"
+    for tensors, says in (
+        ({"mean": torch.zeros(3)}, "holds no reference statistics"),
+        ({"mean": torch.zeros(3), "covariance": torch.eye(2)}, r"3 features in its mean, \[2, 2\] in its covariance"),
+        ({"mean": torch.zeros(2), "covariance": torch.eye(2) * torch.inf}, "NaN or infinite"),
+    ):
+        checkpoints.save(made, tensors, {"features": "digits-cnn"})
+        with pytest.raises(StageError, match=rf"reference\.safetensors: .*{says}"):
+            sampling.load_reference(made, "digits-cnn")
+    total = frechet.FeatureStatistics(2)
+    with pytest.raises(StageError, match="features: are NaN or infinite"):
+        total.add(torch.tensor([[1.0, torch.nan]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"outer": torch.zeros(4).double()}, "of several sizes"),
+        ({"sum": torch.zeros(10**6).double()}, "of several sizes"),  # would be 8 TB of products
+        ({"shift": torch.zeros(3).double()}, "of several sizes"),
+        ({"sum": torch.zeros(2)}, "no feature statistics"),
+        ({"count": torch.zeros(2)}, "no feature statistics"),
+    ],
+)
+def test_cells_that_are_none_are_refused(changes, says):
+    held = {"count": torch.tensor(3), "sum": torch.zeros(2).double(), "outer": torch.zeros(3).double()}
+    with pytest.raises(StageError, match=rf"^nfe3/0-7: holds .*{says}.*: delete it and run again"):
+        frechet.FeatureStatistics.of(held | changes, "nfe3/0-7")
+
+
+DIGITS = Path(__file__).parents[1] / "config/checkpoints/digits"
+
+
+def test_features_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(StageError, match="kind 'Inception' is unknown: use one of digits-cnn, efficientnet-lite0, inc"):
+        frechet.extractor("Inception", DIGITS / "features.safetensors", "cpu")
+    with pytest.raises(StageError, match=r"base\.safetensors: holds no digits-cnn"):
+        frechet.extractor("digits-cnn", DIGITS / "base.safetensors", "cpu")
+    with pytest.raises(StageError, match=r"none\.safetensors: no such file: give the file of digits-cnn"):
+        frechet.extractor("digits-cnn", tmp_path / "none.safetensors", "cpu")
+    tensors, about = checkpoints.read(DIGITS / "features.safetensors")
+    for width in (10**9, -1, "many"):
+        checkpoints.save(tmp_path / "odd.safetensors", tensors, about | {"config": {"width": width}})
+        with pytest.raises(StageError, match=r"odd\.safetensors: holds no digits-cnn"):
+            frechet.extractor("digits-cnn", tmp_path / "odd.safetensors", "cpu")
+    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"<html>404</html>")
+    for kind, name in (("inception", "Inception network"), ("efficientnet-lite0", "EfficientNet-Lite0")):
+        with pytest.raises(StageError, match=rf"inception-2015-12-05\.pt: holds no {name} .*: fetch it again"):
+            frechet.extractor(kind, tmp_path / "inception-2015-12-05.pt", "cpu")
+
+
+def test_images_that_the_features_do_not_take_are_refused():
+    extract = frechet.extractor("digits-cnn", DIGITS / "features.safetensors", "cpu")
+    assert extract(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 64)
+    for shape, says in (((3, 8, 8), "3-channel 8x8"), ((1, 16, 16), "1-channel 16x16")):
+        with pytest.raises(StageError, match=f"digits-cnn takes grey 8x8 images, not {says} ones"):
+            extract(torch.zeros(2, *shape, dtype=torch.uint8))
 
 
 def test_published_statistics_are_read(tmp_path):

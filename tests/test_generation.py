@@ -1,6 +1,8 @@
+import pytest
 import torch
 from test_denoiser import denoiser
 
+from anisodiff.files import StageError
 from anisodiff.generation import draw, generate
 from anisodiff.grids import uniform
 from anisodiff.solvers import midpoint
@@ -35,3 +37,14 @@ def test_noise_and_label_depend_on_the_seed_alone():
     assert draw([5], (1, 4, 4), 0)[1] is None
     many = draw(range(2000), (1, 1, 1), 10)[1].mean(0)
     assert (many - 0.1).abs().max() < 0.03
+
+
+def test_an_image_that_is_nan_is_refused_with_its_seed():
+    """uint8 has no NaN: it would be a black image."""
+    model = denoiser("block").float()
+    classes = draw([1, 2, 3], (2, 8, 8), 3)[1].argmax(1)
+    assert classes[0] != classes[1]
+    with torch.no_grad():  # the images of one class overflow
+        model.network.map_label.weight[:, classes[1]] = 1e38
+    with pytest.raises(StageError, match=r"^edm, NFE 7: the image of seed 2 is NaN or infinite: train"):
+        list(generate(model, uniform(model.path, 4), midpoint, [1, 2, 3], (2, 8, 8), 3, 2, name="edm, NFE 7"))

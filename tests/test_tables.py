@@ -76,9 +76,41 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
     assert "| 12 |" in row
     assert "kimg" in page
     assert "20 images a seed range" in page
+    assert "Mean ± standard deviation (N - 1) over 2 ranges at NFE 9; one seed range elsewhere." in page
     tex = (results / "table.tex").read_text()
     assert tex.count("\\textbf") == 2
     assert tex.count("&") == 3 * 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"host": "1024"}, {"host": "12345678e123"}, {"commit": "123456789012"}, {"commit": "1234567e8901"},
+        {"method": "nan"}, {"method": "null"}, {"method": "007"}, {"version": "1"}, {"device": "None"}, {"host": ""},
+    ],
+)  # fmt: skip
+def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes):
+    row = {
+        "dataset": "toy", "method": "edm", "nfe": 3, "range": 0, "images": 32, "evaluations": 3.0, "distance": 1.5,
+        "features": "digits-cnn", "kimg": 0.0, "stopped_early": False, "seconds": 1.0, "training_seconds": 0.0,
+        "device": "CPU", "host": "vm", "version": "0.1.0+5f31bfa4", "commit": "91d8ae6613fe",
+    } | changes  # fmt: skip
+    pd.DataFrame([row]).to_csv(tmp_path / "d.csv", index=False)
+    tables.table(tmp_path / "d.csv", {row["method"]: METHODS["first"]}, tmp_path)
+    for name in ("table", "cost"):
+        made = tables.read(tmp_path / f"{name}.csv").iloc[0]
+        said = made.index.intersection(tables.TEXTS)
+        assert {key: made[key] for key in said} == {key: row[key] for key in said}
+    tidy = tables.read(tmp_path / "table.csv")
+    assert pd.isna(tidy["std"]).all()
+    assert tidy["mean"].tolist() == [1.5]
+    assert f"| {row['method']} | base |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_broken_table_is_named(tmp_path):
+    (tmp_path / "d.csv").write_text("")
+    with pytest.raises(StageError, match=r"d\.csv: no table \(.*\): mend it, or delete it and run again"):
+        tables.table(tmp_path / "d.csv", METHODS, tmp_path)
 
 
 def test_a_missing_shard_is_named(results):
