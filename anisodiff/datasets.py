@@ -6,6 +6,7 @@ A source is read in the order of its sorted names, as EDM's dataset tool reads i
 
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -257,11 +258,10 @@ def make_images(
     first = next(images)
     if first.shape[1] != first.shape[2]:
         raise StageError(f"{source}: images are {first.shape[1:]}: set transform to center-crop, or a resolution")
-    with data.writing(output, len(opened.names), first.shape) as (pixels, described):
-        pixels[0] = first
-        for index, image in enumerate(images, 1):
-            pixels[index] = image
-        described["labels"] = np.zeros(len(pixels)) if opened.labels is None else opened.labels
+    with data.writing(output, len(opened.names), first.shape) as (add, described):
+        for image in itertools.chain([first], images):
+            add(image)
+        described["labels"] = np.zeros(len(opened.names)) if opened.labels is None else opened.labels
         described["classes"] = 0 if opened.labels is None else int(max(opened.labels)) + 1
         described |= {"source": os.path.basename(source), "resolution": resolution, "transform": transform}
 
