@@ -73,7 +73,7 @@ class Source:
 
 def _decoded(content: bytes, name: str) -> np.ndarray:
     """The first frame of an image file, as EDM's tool reads it where that is sound: uint8 `[H, W]` or `[H, W, 3]`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -84,7 +84,8 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
     except StageError:
         raise
     except Exception as error:  # every codec fails in its own way
-        raise StageError(f"{name}: cannot be decoded as an image ({error}): replace it, or leave it out") from error
+        why = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise StageError(f"{name}: cannot be decoded as an image ({why}): replace it, or leave it out") from error
 
 
 def _eight_bits(image: "Image.Image", name: str) -> np.ndarray:
