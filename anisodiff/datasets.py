@@ -1,7 +1,9 @@
 """Where images come from: EDM's dataset zips, folders and zips of images, CIFAR archives, and a built-in set.
 
 A source is read in the order of its sorted names, as EDM's dataset tool reads it, with that tool's labels
-(`dataset.json`, or else a folder's top folders) and its rules for cropping and resizing (arXiv:2206.00364).
+(`dataset.json`, or else a folder's top folders) and its rules for cropping and resizing (arXiv:2206.00364). Other than
+there, names that begin with a dot are no images and no classes, links to folders are followed, palettes become colours,
+16 bits become the upper eight, and what cannot be read soundly is refused by name.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import stat
 import sys
@@ -77,6 +80,7 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=list(FORMATS))
             image.load()
@@ -138,8 +142,8 @@ def _classes(labels: Sequence[Any], where: str) -> list[int]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is somebody's own business: of names with a dot, and what macOS puts beside files."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a part of a path is some program's own business: Jupyter's copies, what macOS puts beside files."""
+    return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
 
 
 def _images_among(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
@@ -153,6 +157,8 @@ def _images_among(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
         if any(map(_is_hidden, name.split("/"))):
             left_out["hidden"] += extension in look
         elif extension in EXTENSIONS:
+            if re.search(r"[\0-\x1f\x7f]", name):
+                raise StageError(f"{name!r}: a name of an image with a line break or the like: rename it")
             chosen.append(name)
         elif extension in look:
             left_out[extension] += 1
@@ -331,7 +337,7 @@ def open_source(source: str) -> Source:
     path = Path(source)
     if source in BUILT_IN:
         opener = BUILT_IN[source]
-    elif path.is_dir():
+    elif source and path.is_dir():
         opener = _open_folder
     elif path.is_file() and path.suffix == ".zip":
         opener = _open_zip

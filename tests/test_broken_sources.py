@@ -141,6 +141,11 @@ def test_files_that_are_no_sound_images(tmp_path, content, says, monkeypatch):
     refused(tmp_path / "set", tmp_path, rf"set/a\.png: {says}")
 
 
+def test_a_name_that_breaks_lines(tmp_path):
+    file = zipped(tmp_path / "set.zip", {"a\n\x1b[2Jb.png": png()})
+    refused(file, tmp_path, r"'a\\n\\x1b\[2Jb\.png': a name of an image with a line break or the like: rename it")
+
+
 def test_what_is_no_file(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/b.png").symlink_to("/nowhere/b.png")
