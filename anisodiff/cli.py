@@ -40,7 +40,7 @@ ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, 
 SourceName = Annotated[str, typer.Option(help="Zip, folder, CIFAR .tar.gz, or a built-in set.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
 TransformName = Annotated[str, typer.Option(help="none, or center-crop.")]
-Workers = Annotated[int, typer.Option(help="Processes.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
 PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
 GridFiles = Annotated[list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search.")]

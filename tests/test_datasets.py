@@ -2,9 +2,11 @@
 
 import io
 import json
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,15 @@ from anisodiff.files import StageError
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-32x32.zip"
 
 
-def write(file: Path, image: np.ndarray) -> None:
+def write(file: Path, image: np.ndarray, kind: str | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(file)
+    Image.fromarray(image).save(file, kind)
+
+
+def png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "png")
+    return content.getvalue()
 
 
 def load(source, tmp_path, **options) -> data.Images:
@@ -74,6 +82,199 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert images.take(torch.tensor([0]))[1].shape == (1, 0)
 
 
+def test_folders_sort_by_the_parts_of_paths(tmp_path):
+    """As EDM's tool sorts them; as text, `cat-big/` comes before `cat/`."""
+    for index, name in enumerate(("cat/a.png", "cat-big/a.png", "cat/b/c.png", "cat.png")):
+        write(tmp_path / "set" / name, np.full((4, 4), index, np.uint8))
+    images = load(tmp_path / "set", tmp_path)
+    assert images.pixels[:, 0, 0, 0].tolist() == [0, 2, 1, 3]
+    assert images.labels.tolist() == [1, 1, 2, 0]  # their names do sort as text: "", cat, cat-big
+
+
+def test_a_zip_sorts_its_names_as_text(tmp_path):
+    """As EDM's tool does here."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for index, name in enumerate(("cat/a.png", "cat-big/a.png", "./a.png")):
+            archive.writestr(name, png(np.full((4, 4), index, np.uint8)))
+    assert load(tmp_path / "set.zip", tmp_path).pixels[:, 0, 0, 0].tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("listed", [{"labels": None}, {"labels": []}])
+def test_a_list_without_labels(tmp_path, listed):
+    """EDM's tool then takes the top folders of a folder, and nothing of a zip."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("cat/a.png", "dog/a.png"):
+            write(tmp_path / "set" / name, np.zeros((4, 4), np.uint8))
+            archive.write(tmp_path / "set" / name, name)
+        archive.writestr("dataset.json", json.dumps(listed))
+    (tmp_path / "set/dataset.json").write_text(json.dumps(listed))
+    assert load(tmp_path / "set", tmp_path).labels.tolist() == [0, 1]
+    assert load(tmp_path / "set.zip", tmp_path).classes == 0
+
+
+def test_hidden_and_foreign_files_are_no_images(tmp_path, capsys):
+    """Of Jupyter, macOS and Windows; those that look like images are counted."""
+    hidden = (".ipynb_checkpoints/a.png", "cat/.b.png", "cat/._a.png", "__MACOSX/cat/._a.png", "cat/Thumbs.db")
+    for name in ("cat/a.png", "dog/a.png", *hidden):
+        write(tmp_path / "set" / name, np.zeros((4, 4), np.uint8), "png")
+    assert load(tmp_path / "set", tmp_path).labels.tolist() == [0, 1]
+    assert "set: 2 hidden left out" in capsys.readouterr().err
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in sorted((tmp_path / "set").rglob("*.*")):
+            archive.write(file, file.relative_to(tmp_path / "set"))
+    assert len(load(tmp_path / "set.zip", tmp_path)) == 2
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path):
+    write(tmp_path / "set/ant/a.png", np.full((4, 4), 1, np.uint8))
+    write(tmp_path / "elsewhere/cat/a.png", np.full((4, 4), 2, np.uint8))
+    (tmp_path / "set/cat").symlink_to(tmp_path / "elsewhere/cat")
+    (tmp_path / "set/ant/b.png").symlink_to(tmp_path / "elsewhere/cat/a.png")
+    images = load(tmp_path / "set", tmp_path)
+    assert images.pixels[:, 0, 0, 0].tolist() == [1, 2, 2]
+    assert images.labels.tolist() == [0, 0, 1]
+
+
+def test_links_to_a_folder_above_are_passed_by(tmp_path):
+    write(tmp_path / "set/cat/a.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "set/cat/up").symlink_to(tmp_path / "set")
+    (tmp_path / "set/self").symlink_to("self")
+    assert len(load(tmp_path / "set", tmp_path)) == 1
+
+
+def test_a_folder_that_is_linked_beside_itself_is_named(tmp_path):
+    """Its images would count twice; and folders that all link to one another would be walked for ever."""
+    write(tmp_path / "set/cat/a.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "set/kitten").symlink_to("cat")
+    with pytest.raises(StageError, match="set: kitten and cat are one folder, by a link: remove one"):
+        load(tmp_path / "set", tmp_path)
+
+
+def test_a_folder_named_as_an_image_is_a_folder(tmp_path):
+    write(tmp_path / "set/x.png/a.png", np.zeros((4, 4), np.uint8))
+    assert len(load(tmp_path / "set", tmp_path)) == 1
+
+
+KINDS = {"BMP": "RGB", "GIF": "P", "JPEG": "RGB", "JPEG2000": "RGB", "PNG": "RGB", "PPM": "RGB", "TIFF": "RGB",
+         "WEBP": "RGB"}  # fmt: skip
+
+
+def test_every_format_is_read_by_every_name(tmp_path, capsys):
+    assert set(KINDS) == set(datasets.FORMATS)
+    for kind, mode in KINDS.items():
+        for extension in datasets.FORMATS[kind]:
+            (tmp_path / "set").mkdir(exist_ok=True)
+            Image.new(mode, (16, 16), 9 if mode == "P" else (9, 9, 9)).save(
+                tmp_path / f"set/a{extension.upper()}", kind
+            )
+    images = load(tmp_path / "set", tmp_path)
+    assert len(images) == len(datasets.EXTENSIONS)
+    assert images.shape == (3, 16, 16)
+    assert capsys.readouterr().err.count("left out") == 0
+
+
+def test_what_looks_like_an_image_and_is_left_out_is_counted(tmp_path, capsys):
+    for name in ("a.png", "b.tga", "c.heic", "d.TGA", "readme.txt"):
+        write(tmp_path / "set" / name, np.zeros((4, 4), np.uint8), "png")
+    assert len(load(tmp_path / "set", tmp_path)) == 1
+    assert "set: 1 .heic, 2 .tga left out: they look like images, and are not read" in capsys.readouterr().err
+    (tmp_path / "set/a.png").unlink()
+    with pytest.raises(StageError, match=r"no image inside but for 1 \.heic, 2 \.tga, which are not read"):
+        load(tmp_path / "set", tmp_path)
+
+
+RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+
+
+def pgm(values: np.ndarray, kind: bytes = b"P5") -> bytes:
+    return b"%s 8 8 65535\n" % kind + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("grey.png", lambda file: Image.fromarray(RAMP).save(file)),
+        ("grey.tif", lambda file: Image.fromarray(RAMP).save(file)),
+        ("grey.jp2", lambda file: Image.fromarray(RAMP).save(file)),
+        ("grey.pgm", lambda file: file.write_bytes(pgm(RAMP))),
+        ("colour.png", lambda file: file.write_bytes(colour_png(RAMP))),
+    ],
+)
+def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path, name, content):
+    """The same for grey, where Pillow clips, as for colours, where it takes the upper byte."""
+    (tmp_path / "set").mkdir()
+    content(tmp_path / "set" / name)
+    images = load(tmp_path / "set", tmp_path)
+    assert len(images.pixels[0]) == (3 if name == "colour.png" else 1)
+    assert all(np.array_equal(plane, RAMP >> 8) for plane in images.pixels[0].numpy())
+
+
+def colour_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits and three equal channels, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.repeat(3).astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", *values.shape[::-1], 16, 2, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("int.tif", lambda file: Image.fromarray(RAMP.astype(np.int32)).save(file)),
+        ("float.tif", lambda file: Image.fromarray(RAMP.astype(np.float32)).save(file)),
+        ("white-is-0.tif", lambda file: Image.fromarray(RAMP).save(file, tiffinfo={262: 0})),
+        ("float.ppm", lambda file: file.write_bytes(b"Pf\n8 8\n-1.0\n" + RAMP.astype("<f4").tobytes())),
+    ],
+)
+def test_pixels_of_no_known_range_are_refused(tmp_path, name, save):
+    (tmp_path / "set").mkdir()
+    save(tmp_path / "set" / name)
+    with pytest.raises(StageError, match=rf"set/{name}: its pixels \(mode .*\) have no known range: convert it"):
+        load(tmp_path / "set", tmp_path)
+
+
+COLOUR = Image.fromarray(standin.pictures(1, 8)[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "alpha", "channels"),
+    [("L", 255, 1), ("LA", 255, 1), ("RGB", 255, 3), ("RGBA", 255, 3), ("P", 255, 3), ("LA", 254, 0), ("RGBA", 254, 0)],
+)
+def test_transparency_is_refused_unless_there_is_none(tmp_path, mode, alpha, channels):
+    """EDM's tool refuses alpha altogether; where it hides nothing, it can be dropped."""
+    image = COLOUR.convert(mode)
+    if mode.endswith("A"):
+        image.putpixel((3, 3), (*image.getpixel((3, 3))[:-1], alpha))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set/a.png")
+    if channels:
+        expected = np.array(COLOUR.convert("P") if mode == "P" else image.convert("L" if channels == 1 else "RGB"))
+        found = load(tmp_path / "set", tmp_path).pixels[0].permute(1, 2, 0).numpy()
+        assert found.shape[-1] == channels
+        assert mode == "P" or np.array_equal(found.squeeze(), expected)
+    else:
+        with pytest.raises(StageError, match=r"a\.png: is transparent in places: put it on a background"):
+            load(tmp_path / "set", tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_a_colour_that_stands_for_transparency_is_refused(tmp_path, mode):
+    (tmp_path / "set").mkdir()
+    image = COLOUR.convert(mode)
+    image.save(tmp_path / "set/a.png", transparency=image.getpixel((0, 0)))
+    with pytest.raises(StageError, match=r"a\.png: is transparent in places"):
+        load(tmp_path / "set", tmp_path)
+
+
+def test_one_bit_is_grey(tmp_path):
+    write(tmp_path / "set/a.png", RAMP > 30_000)
+    assert np.array_equal(load(tmp_path / "set", tmp_path).pixels[0, 0].numpy(), np.where(RAMP > 30_000, 255, 0))
+
+
 def test_crop_and_resize_are_edms():
     """The rules of EDM's tool written out: the centred square, Lanczos, and grey made RGB by the crop alone."""
     rgb = standin.pictures(1, 64)[0][:, :41]  # 64 high, 41 wide
@@ -84,6 +285,19 @@ def test_crop_and_resize_are_edms():
     assert datasets.fit(rgb[:, :, 0], 16, "center-crop").shape == (16, 16, 3)
     assert datasets.fit(rgb[:, :, 0], 16, "none").shape == (16, 16)
     assert datasets.fit(rgb, None, "none") is rgb
+
+
+@pytest.mark.parametrize("name", ["center-crop-wide", "center-crop-dhariwal", "center_crop", "Center-Crop", ""])
+def test_an_unknown_transform_is_refused(tmp_path, name):
+    with pytest.raises(StageError, match=rf"transform: '{name}' is unknown; known here: none, center-crop \(EDM's"):
+        load("digits", tmp_path, resolution=4, transform=name)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("side", [0, -8, 10**9])
+def test_a_resolution_that_is_no_side_is_refused(tmp_path, side):
+    with pytest.raises(StageError, match=f"resolution: {side} is no side of an image: give 1 to"):
+        load("digits", tmp_path, resolution=side)
 
 
 def test_images_of_mixed_sizes(tmp_path):
@@ -157,11 +371,31 @@ def test_an_empty_zip_and_missing_labels(tmp_path):
         load(tmp_path / "part.zip", tmp_path)
 
 
-@pytest.mark.parametrize("listed", ["{", "[]", '{"labels": 3}', '{"labels": [1]}'])
+@pytest.mark.parametrize(
+    "listed",
+    ["{", "[]", '{"labels": 3}', '{"labels": [1]}', "{}", '{"labels": [[1, 2]]}', "3", "null",
+     "[" * 10**5, '{"labels": null, "by": "José"}'.encode("latin1"), '{"labels": [["a.png", 0], ["a.png", 1]]}'],
+)  # fmt: skip
 def test_broken_lists_of_labels(tmp_path, listed):
     write(tmp_path / "set/a.png", np.zeros((4, 4, 3), np.uint8))
-    (tmp_path / "set/dataset.json").write_text(listed)
+    (tmp_path / "set/dataset.json").write_bytes(listed if isinstance(listed, bytes) else listed.encode())
     with pytest.raises(StageError, match=r"dataset\.json is not EDM's list of labels"):
+        load(tmp_path / "set", tmp_path)
+
+
+def test_whole_numbers_written_as_decimals_are_classes(tmp_path):
+    write(tmp_path / "set/a.png", np.zeros((4, 4), np.uint8))
+    write(tmp_path / "set/b.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "set/dataset.json").write_text('{"labels": [["a.png", 2.0], ["b.png", 0]]}')
+    assert load(tmp_path / "set", tmp_path).labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("label", ["2", "cat", 1.7, -1, [0, 1], None, True, 10**6, 1e400, float("nan"), {}])
+def test_labels_that_are_no_classes(tmp_path, label):
+    write(tmp_path / "set/a.png", np.zeros((4, 4, 3), np.uint8))
+    write(tmp_path / "set/b.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "set/dataset.json").write_text(json.dumps({"labels": [["a.png", 0], ["b.png", label]]}))
+    with pytest.raises(StageError, match=r"set: dataset\.json: the label .* is no class: give whole numbers from 0"):
         load(tmp_path / "set", tmp_path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from anisodiff import checkpoints
+from anisodiff import checkpoints, pickles
 from anisodiff.files import StageError
 from anisodiff.pickles import load_edm, load_plain
 
@@ -41,10 +41,13 @@ class Pickler(pickle._Pickler):
     """Writes `Named` as a call by name; the protocol of old files, which names modules as text."""
 
     def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, Named):
+        if isinstance(obj, Named) and id(obj) in self.memo:
+            self.write(self.get(self.memo[id(obj)][0]))
+        elif isinstance(obj, Named):
             self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
             super().save(tuple(obj.arguments))
             self.write(pickle.REDUCE)
+            self.memoize(obj)
         else:
             super().save(obj, save_persistent_id)
 
@@ -108,6 +111,87 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
         ),
         "weights of another shape": (dumped(network(parameters={"w": nested.data})), "do not fit"),
     }  # fmt: skip
+
+
+def doubled(levels: int, one, of=lambda inner: [inner, inner]):
+    """Something that holds the same thing twice, which holds the same thing twice, and so on."""
+    for _ in range(levels):
+        one = of(one)
+    return one
+
+
+def endless() -> dict[str, tuple[bytes, str]]:
+    """Small pickles that ask for more time or memory than there is, and what the refusal must say."""
+    tuples = pickle.EMPTY_TUPLE + 100 * (pickle.DUP + pickle.TUPLE2)
+    name = pickle.GLOBAL + b"numpy\ndtype\n"
+    module = lambda inner: persistent("Block", **layer({}, first=inner, second=inner))  # noqa: E731
+    modules = doubled(40, persistent("Block", **layer({})), module)
+    model = persistent("SongUNet", **layer({}, only=modules), _init_args=(8, 3, 3), _init_kwargs={})
+    whole = {"ema": persistent("EDMPrecond", **layer({}, model=model), sigma_data=0.5)}
+    size = ((), 10**12)
+    text = "x" * 10**5
+    return {
+        "nested lists": (pickle.dumps(doubled(100, [])), "no network under 'ema'"),
+        "nested dicts": (pickle.dumps(doubled(100, {}, lambda inner: {1: inner, 2: inner})), "no network under 'ema'"),
+        "a list in itself": (pickle.EMPTY_LIST + pickle.DUP + pickle.APPEND + pickle.STOP, "not a readable pickle"),
+        "deep lists": (5000 * pickle.EMPTY_LIST + 4999 * pickle.APPEND + pickle.STOP, "not a readable pickle"),
+        "a tuple as a key": (pickle.EMPTY_DICT + tuples + b"K\1s.", "a key is a tuple"),
+        "tuples as keys": (pickle.EMPTY_DICT + pickle.MARK + tuples + b"K\1u.", "a key is a tuple"),
+        "a dict of tuples": (pickle.MARK + tuples + b"K\1d.", "a key is a tuple"),
+        "a set of tuples": (pickle.EMPTY_SET + pickle.MARK + tuples + pickle.ADDITEMS + b".", "a key is a tuple"),
+        "pairs for a dict": (
+            pickle.GLOBAL + b"collections\nOrderedDict\n(](" + tuples + b"K\1tatR.", "not a readable pickle"
+        ),
+        "tuples as a name": (name + tuples + pickle.TUPLE1 + pickle.REDUCE + b".", "a tuple where a name is due"),
+        "a memo of billions": (b"Nr\xff\xff\xff\x7f.", "no network under 'ema'"),
+        "a gap in bytes": (b"\x96" + (2**45).to_bytes(8, "little") + b"x.", "is unknown, or not for checkpoints"),
+        "a size of tuples": (
+            dumped(network(parameters={"w": Named("torch._utils", "_rebuild_tensor_v2", torch.FloatStorage(4), 0,
+                                                  size, (0, 0))})), "the file is corrupt"
+        ),
+        "many copies": (dumped([Named("_codecs", "encode", text) for _ in range(100)]), "more copies of its parts"),
+        "a storage of terabytes": (dumped(network(parameters={"w": stored(2**40)})), "a tensor that is not one"),
+        "modules in modules": (dumped(whole), "a module that was met before"),
+    }  # fmt: skip
+
+
+def stored(length: int) -> Named:
+    """A storage that says it is so long, and holds one number."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(1).untyped_storage(), file, _use_new_zipfile_serialization=False)
+    content = file.getvalue().replace((1).to_bytes(8, "little"), length.to_bytes(8, "little"))
+    return Named("torch.storage", "_load_from_bytes", content)
+
+
+@pytest.mark.parametrize("name", endless())
+def test_endless_work_is_refused(name, tmp_path):
+    content, says = endless()[name]
+    assert len(content) < 300_000
+    (tmp_path / "snapshot.pkl").write_bytes(content)
+    with pytest.raises(StageError, match=says) as error:
+        load_edm(tmp_path / "snapshot.pkl")
+    assert len(str(error.value)) < 500
+
+
+def test_what_is_shared_stays_shared():
+    found = load_plain(pickle.dumps(doubled(100, [np.arange(3)])), "lists")
+    assert found[0] is found[1]
+
+
+def test_operations_are_counted(monkeypatch):
+    monkeypatch.setattr(pickles, "MOST_OPERATIONS", 100)
+    assert load_plain(48 * b"N0" + b"N.", "few") is None
+    with pytest.raises(StageError, match=r"many: not a readable pickle .more than 100 operations"):
+        load_plain(200 * b"N0" + b"N.", "many")
+
+
+@pytest.mark.parametrize("dtype", pickles.STORAGES.values(), ids=str)
+def test_tensors_are_those_that_were_saved(dtype):
+    """Every type, a part of a storage, an order of axes, and nothing at all."""
+    whole = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    saved = [whole, whole[1:, :, ::2], whole.permute(2, 0, 1), whole[:0]]
+    found = load_plain(dumped(saved), "tensors")
+    assert all(torch.equal(one, other) and one.dtype == dtype for one, other in zip(found, saved, strict=True))
 
 
 @pytest.mark.parametrize("name", hostile(Path("unused")))
