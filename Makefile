@@ -6,10 +6,14 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # more arguments for snakemake, as `make demo ARGS="--forceall"`
 ARGS ?=
 
-.PHONY: demo test test-slurm bench lint report reference lock clean
+.PHONY: demo unlock test test-slurm bench lint report reference lock clean
 
 demo: $(VENV)/made
 	snakemake --profile local --cores $(CORES) $(ARGS)
+
+# take away the locks that a killed run left on this folder
+unlock: $(VENV)/made
+	snakemake --profile local --cores $(CORES) --unlock $(ARGS)
 
 # files of tests side by side
 test: $(VENV)/made
