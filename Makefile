@@ -37,8 +37,9 @@ lint: $(VENV)/made
 	snakefmt --check workflow
 	snakemake --lint
 
+# one page of tables and figures, results/report.html
 report: $(VENV)/made
-	snakemake --cores $(CORES) --report results/report.html $(ARGS)
+	snakemake --profile local --cores $(CORES) report $(ARGS)
 
 # commit a run's tables and figures under results/reference/
 reference: $(VENV)/made

@@ -430,6 +430,17 @@ def plot(
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders of finished runs, in the order of the page.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+) -> None:
+    """Put tables and figures on one page that opens offline."""
+    from anisodiff import report as page
+
+    page.write(results, output)
+
+
+@app.command()
 def publish(
     results: Annotated[Path, typer.Option(help="Folder of the dataset's run.")],
     settings: Settings,
