@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 # lines of slurmstepd and srun, with and without cgroups; what a program says of a GPU's memory is not among them
@@ -27,6 +28,11 @@ def minutes(text: str) -> int | None:
         return None
     days, hours, whole, _ = (int(each or 0) for each in found.groups())
     return (days * 24 + hours) * 60 + whole
+
+
+def log_folders(folder: Path, rule: str, wildcards: Sequence[str]) -> list[Path]:
+    """Where the executor has Slurm write the logs of a job: alone, or as one of a group, which shares a folder."""
+    return [folder / f"rule_{rule}" / "_".join(wildcards).replace("/", "_"), folder / f"group_paths_{rule}"]
 
 
 def ended_by(log: str, limit: int, warning: int | None) -> str | None:

@@ -1,5 +1,7 @@
 """What Slurm writes about limits and ends of jobs, as it writes it (22.05 here, other versions from their sources)."""
 
+from pathlib import Path
+
 import pytest
 
 from anisodiff import slurm
@@ -103,6 +105,13 @@ def test_growth_stops_at_the_limit_and_never_shrinks():
     assert slurm.asked(first, [OUT_OF_MEMORY] * 3, 1.5, most, None) == {"memory": 5000, "minutes": 240}
     above = {"memory": 100, "minutes": 100}
     assert slurm.asked(first, [OVER_TIME, OUT_OF_MEMORY], 1.5, above, None) == first
+
+
+def test_logs_are_where_the_executor_puts_them():
+    """`slurm_logdir / rule_NAME / WILDCARDS`, and `group_GROUP_RULES` for jobs that are one."""
+    single, group = slurm.log_folders(Path("logs"), "sample", ["digits", "edm", "0", "a/b"])
+    assert single == Path("logs/rule_sample/digits_edm_0_a_b")
+    assert group == Path("logs/group_paths_sample")
 
 
 def test_a_warning_is_measured_by_the_minutes_of_its_own_attempt():

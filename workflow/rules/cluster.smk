@@ -96,11 +96,8 @@ def logs_of_attempts(rule, wildcards, attempt):
     """Slurm's logs of a job's attempts before this one, in order; none where another executor runs it."""
     if workflow.executor_plugin is None or workflow.executor_plugin.name != "slurm":
         return []
-    # as the executor names them; jobs that are one for Slurm share a folder
-    folders = [
-        Path(workflow.executor_settings.logdir or ".snakemake/slurm_logs") / name
-        for name in (f"rule_{rule}/{'_'.join(wildcards).replace('/', '_')}", f"group_paths_{rule}")
-    ]
+    folder = Path(workflow.executor_settings.logdir or ".snakemake/slurm_logs")
+    folders = slurm.log_folders(folder, rule, wildcards)
     new = [log for folder in folders for log in set(folder.glob("*.log")) - logs_before(folder)]
     return sorted(new, key=lambda log: log.stat().st_mtime)[-(attempt - 1) :] if attempt > 1 else []
 
