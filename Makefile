@@ -6,10 +6,14 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # more arguments for snakemake, as `make demo ARGS="--forceall"`
 ARGS ?=
 
-.PHONY: demo test test-slurm bench lint report reference lock clean
+.PHONY: demo unlock test test-slurm bench lint report reference lock clean
 
 demo: $(VENV)/made
 	snakemake --profile local --cores $(CORES) $(ARGS)
+
+# take away the locks that a killed run left on this folder
+unlock: $(VENV)/made
+	snakemake --profile local --cores $(CORES) --unlock $(ARGS)
 
 # files of tests side by side
 test: $(VENV)/made
@@ -33,8 +37,9 @@ lint: $(VENV)/made
 	snakefmt --check workflow
 	snakemake --lint
 
+# one page of tables and figures, results/report.html
 report: $(VENV)/made
-	snakemake --cores $(CORES) --report results/report.html $(ARGS)
+	snakemake --profile local --cores $(CORES) report $(ARGS)
 
 # commit a run's tables and figures under results/reference/
 reference: $(VENV)/made

@@ -4,20 +4,92 @@ Heavy modules are imported where they are used, so that each stage pays for its 
 """
 
 import errno
+import functools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from anisodiff.files import StageError, Stopped, provenance, version
 from anisodiff.launch import launch
 
+SCHEMA = Path(__file__).parents[1] / "workflow/schemas/config.schema.yaml"
+ENTRY = "datasets.<name>"
+KINDS = {  # of what the help lists, by the key that takes it
+    "Solvers": f"{ENTRY}.methods.<name>.solver",
+    "Grids": f"{ENTRY}.methods.<name>.grid",
+    "Paths without training": f"{ENTRY}.paths.<name>.kind",
+    "Losses of a run": f"{ENTRY}.runs.<name>.loss",
+    "Features": f"{ENTRY}.features.kind",
+    "Transforms": f"{ENTRY}.images.transform",
+    "Sources of images": f"{ENTRY}.images.url",
+}
+PAGE = "Every key of the settings is described in config/README.md and checked by workflow/schemas/config.schema.yaml."
+
+
+@functools.cache
+def _schema() -> dict[str, Any] | None:
+    """The configuration's; None where the package is installed without the workflow."""
+    from anisodiff.config import load_schema
+
+    return load_schema(SCHEMA) if SCHEMA.is_file() else None
+
+
+def _filled(text: str | None) -> str | None:
+    """Put what the schema lets a key be in the place of its `{key}`, when help is asked for and not before."""
+    from anisodiff.config import choices
+
+    def of(key: re.Match) -> str:
+        return "see config/README.md" if _schema() is None else choices(_schema(), key[1])
+
+    return text and re.sub(r"\{([\w.<>]+)\}", of, text)
+
+
+class _Stage(TyperCommand):
+    """A stage whose help lists kinds and says where settings are described."""
+
+    def format_help(self, ctx, formatter) -> None:
+        for each in self.params:
+            each.help = _filled(getattr(each, "help", None))
+        self.epilog = PAGE
+        super().format_help(ctx, formatter)
+
+
+class _Stages(TyperGroup):
+    """All stages, with the kinds that their settings choose from."""
+
+    def format_help(self, ctx, formatter) -> None:
+        kinds = "\n\n".join(f"{name}: {{{key}}}" for name, key in KINDS.items())
+        self.epilog = _filled(f"{kinds}\n\n{PAGE}")
+        super().format_help(ctx, formatter)
+
+
+DATA, TRAINING, SAMPLING, RESULTS, HELP = "Data", "Paths and training", "Sampling and shapes", "Results", "About"
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The stages of anisodiff."
-)
+    cls=_Stages, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="The stages of anisodiff, in the order of the data's flow. `anisodiff STAGE --help` describes one.",
+)  # fmt: skip
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(version())
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def stages(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no stage."""
 
 
 def _json(text: str) -> Any:
@@ -27,9 +99,18 @@ def _json(text: str) -> Any:
         raise typer.BadParameter(f"not JSON ({error})") from error
 
 
-Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the dataset.")]
-Settings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the stage.")]
-MethodSettings = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the method.")]
+Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help=f"Settings of the dataset: {ENTRY}.")]
+Settings = Annotated[
+    dict, typer.Option(parser=_json, metavar="JSON", help=f"Settings of the stage: an entry of a section of {ENTRY}.")
+]
+MethodSettings = Annotated[
+    dict,
+    typer.Option(
+        parser=_json, metavar="JSON",
+        help=f"Settings of the method: {ENTRY}.methods.<name>. Solvers: {{{KINDS['Solvers']}}}. "
+        f"Grids: {{{KINDS['Grids']}}}.",
+    ),
+]  # fmt: skip
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
 Threads = Annotated[int, typer.Option(help="CPU threads, of all processes together.")]
@@ -37,15 +118,15 @@ BasisFile = Annotated[Path | None, typer.Option("--basis", help="Principal subsp
 Processes = Annotated[int, typer.Option(help="On each machine, a GPU each; more than one run under torchrun.")]
 Machines = Annotated[int, typer.Option(help="Machines of the Slurm job this runs in.")]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, from the stage images.")]
-SourceName = Annotated[str, typer.Option(help="Zip, folder, CIFAR .tar.gz, or a built-in set.")]
+SourceName = Annotated[str, typer.Option(help=f"{{{KINDS['Sources of images']}}}.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
-TransformName = Annotated[str, typer.Option(help="none, or center-crop.")]
+TransformName = Annotated[str, typer.Option(help=f"How images are made square: {{{KINDS['Transforms']}}}.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
 PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
 GridFiles = Annotated[list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search.")]
 FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.")]
-FeaturesKind = Annotated[str, typer.Option(help="Kind of the feature network.")]
+FeaturesKind = Annotated[str, typer.Option(help=f"Kind of the feature network: {{{KINDS['Features']}}}.")]
 
 
 def _compute(settings: dict, threads: int):
@@ -57,7 +138,7 @@ def _compute(settings: dict, threads: int):
         raise StageError(f"compute: {error}: known are device, dtype and compile") from error
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def download(
     url: Annotated[str, typer.Option(help="https or file address, a path, or package://module/file.")],
     output: Output,
@@ -73,7 +154,7 @@ def download(
     fetch(url, output, sha256, md5, lock, mirror, offline)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def convert(
     source: Annotated[Path, typer.Argument(help="EDM's pickle.")],
     output: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
@@ -84,7 +165,7 @@ def convert(
     checkpoints.convert(source, output)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def images(
     source: SourceName,
     output: Annotated[Path, typer.Option(help="Folder to make.")],
@@ -98,7 +179,7 @@ def images(
     datasets.make_images(source, output, resolution, transform, workers)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def archive(
     source: SourceName,
     output: Output,
@@ -112,7 +193,7 @@ def archive(
     datasets.make_zip(source, output, resolution, transform, workers)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def pretrain(
     dataset: Dataset,
     settings: Settings,
@@ -130,7 +211,7 @@ def pretrain(
     finetuning.pretrain(dataset, settings, images, output, _compute(compute, max(1, threads // processes)))
 
 
-@app.command("train-features")
+@app.command("train-features", rich_help_panel=TRAINING)
 def train_features(
     settings: Settings,
     images: ImagesFolder,
@@ -147,7 +228,7 @@ def train_features(
     checkpoints.save(output, network.state_dict(), about)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def basis(
     dataset: Dataset,
     settings: Settings,
@@ -163,7 +244,7 @@ def basis(
     checkpoints.save_basis(output, made, **provenance({"dataset": dataset, "basis": settings}))
 
 
-@app.command("path")
+@app.command("path", rich_help_panel=TRAINING)
 def make_path(
     dataset: Dataset,
     settings: Settings,
@@ -178,7 +259,7 @@ def make_path(
     checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def finetune(
     dataset: Dataset,
     settings: Settings,
@@ -202,7 +283,7 @@ def finetune(
     finetuning.finetune(dataset, settings, images, network, path, basis, *outputs, computing)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def warp(
     dataset: Dataset,
     settings: Settings,
@@ -219,7 +300,7 @@ def warp(
     finetuning.learn_warp(dataset, settings, images, network, path, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def search(
     dataset: Dataset,
     settings: Settings,
@@ -235,7 +316,7 @@ def search(
     searching.search_levels(dataset, settings, network, path, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def throughput(
     dataset: Dataset,
     batch: Annotated[int, typer.Option(help="Images at a time when sampling.")],
@@ -256,7 +337,7 @@ def throughput(
     measure(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def reference(
     images: ImagesFolder,
     features: FeaturesFile,
@@ -272,7 +353,7 @@ def reference(
     sampling.reference(images, (features_kind, features), published, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def sample(
     dataset: Dataset,
     method: MethodSettings,
@@ -298,7 +379,7 @@ def sample(
     sampling.sample(dataset, method, nfe, seeds, batch, files, extractor, output, computing, keep_images)
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def trajectory(
     dataset: Dataset,
     method: MethodSettings,
@@ -317,7 +398,7 @@ def trajectory(
     sampling.trajectory(dataset, method, nfe, range(images), [network, path, *grid], output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def geometry(
     dataset: Dataset,
     settings: Settings,
@@ -334,7 +415,7 @@ def geometry(
     measuring.measure(dataset, settings, images, network, path, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=SAMPLING)
 def convergence(
     dataset: Dataset,
     method: MethodSettings,
@@ -358,7 +439,7 @@ def convergence(
     follow(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def distance(
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
     reference: Annotated[Path, typer.Option(help="Feature statistics of the data.")],
@@ -373,7 +454,7 @@ def distance(
     tables.distances(dataset, reference, manifests, images, features_kind, output)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def evaluate(
     source: Annotated[str, typer.Argument(help="Zip or folder of images.")],
     reference: Annotated[Path, typer.Option(help="From the stage reference, or a published npz.")],
@@ -392,7 +473,7 @@ def evaluate(
     typer.echo(json.dumps(found, indent=1))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def table(
     distances: Annotated[Path, typer.Option(help="CSV of the distance stage.")],
     methods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the methods.")],
@@ -406,7 +487,7 @@ def table(
     tables.table(distances, methods, output, ladder, {name: Path(file) for name, file in searches.items()})
 
 
-@app.command("geometry-table")
+@app.command("geometry-table", rich_help_panel=RESULTS)
 def geometry_table(
     files: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of the geometry stage, by name.")],
     output: Annotated[Path, typer.Option(help="Folder for geometry.csv and geometry.md.")],
@@ -417,7 +498,7 @@ def geometry_table(
     page.write({name: Path(file) for name, file in files.items()}, output)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def plot(
     table: Annotated[Path, typer.Option(help="table.csv.")],
     settings: Settings,
@@ -429,7 +510,18 @@ def plot(
     plots.make(table, settings, output)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders of finished runs, in the order of the page.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+) -> None:
+    """Put tables and figures on one page that opens offline."""
+    from anisodiff import report as page
+
+    page.write(results, output)
+
+
+@app.command(rich_help_panel=RESULTS)
 def publish(
     results: Annotated[Path, typer.Option(help="Folder of the dataset's run.")],
     settings: Settings,
@@ -441,7 +533,7 @@ def publish(
     publishing.publish(results, settings, output)
 
 
-@app.command()
+@app.command(rich_help_panel=HELP)
 def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of anisodiff.")]) -> None:
     """Print the config and provenance of a network, path, warp or cell, and its sha256, as JSON."""
     from anisodiff import checkpoints
@@ -450,7 +542,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of ani
     typer.echo(json.dumps(checkpoints.header(file) | {"sha256": digest(file)}, indent=1, sort_keys=True))
 
 
-@app.command()
+@app.command(rich_help_panel=HELP)
 def verify(results: Annotated[Path, typer.Argument(help="Folder of results; everything below it is read.")]) -> None:
     """Check a tree of results: name what is damaged, missing, orphaned, left over, of another version; and the mend."""
     from anisodiff import verifying
@@ -459,7 +551,7 @@ def verify(results: Annotated[Path, typer.Argument(help="Folder of results; ever
         raise typer.Exit(1)
 
 
-@app.command("describe-config")
+@app.command("describe-config", rich_help_panel=HELP)
 def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
     """Print the page of every configuration key."""
     from anisodiff.config import describe, load_schema
@@ -467,10 +559,14 @@ def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as
     typer.echo(describe(load_schema(schema)), nl=False)
 
 
-@app.command("version")
+@app.command("version", rich_help_panel=HELP)
 def show_version() -> None:
     """Print the version, with the digest of the source."""
     typer.echo(version())
+
+
+for _stage in app.registered_commands:
+    _stage.cls = _Stage
 
 
 def main() -> None:

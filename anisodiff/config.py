@@ -245,3 +245,14 @@ def _leaves(path: str, node: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]
     if isinstance(others := node.get("additionalProperties"), dict) and others.get("properties"):
         found += _leaves(f"{prefix}<name>", others)
     return found
+
+
+def choices(schema: dict[str, Any], key: str) -> str:
+    """What a key may be, in words: the values it takes, or else its description.
+
+    Args:
+        schema: from `load_schema`.
+        key: as `describe` writes it, `<name>` for names.
+    """
+    node = dict(_leaves("", schema))[key]
+    return ", ".join(map(str, node["enum"])) if "enum" in node else node["description"].rstrip(".")

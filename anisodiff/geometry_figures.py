@@ -81,17 +81,18 @@ def _spread(axes: Axes, x: Tensor, values: Tensor, kind: str, label: str) -> Non
     axes.fill_between(x, low, high, color=KINDS[kind], alpha=0.15, linewidth=0)
 
 
-def _legend(figure: Figure, axes: Axes, side: str = "upper") -> None:
-    """Of the lines of some axes, for all of them."""
-    figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {side} center", ncols=4, fontsize=8)
+def _legend(figure: Figure, column: np.ndarray) -> None:
+    """One for the whole figure, of the lines that any axes of a column have; below, since the title is above."""
+    named = {label: line for axes in column for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8)
 
 
-def _finish(figure: Figure, all_axes: np.ndarray, entries: Entries, below: list[str]) -> None:
+def _finish(figure: Figure, all_axes: np.ndarray, entries: Entries, below: list[str], column: int = 0) -> None:
     for name, row in zip(entries, all_axes, strict=True):
         row[0].set_title(name, fontsize=9, loc="left")
     for axes, label in zip(all_axes[-1], below, strict=True):
         axes.set_xlabel(label)
-    _legend(figure, all_axes[0, 0])
+    _legend(figure, all_axes[:, column])
 
 
 def deviation(entries: Entries) -> Figure:
@@ -130,8 +131,8 @@ def projections(entries: Entries) -> Figure:
         right.axhline(100, color="0.4", linewidth=0.8)
         right.set_ylabel("explained (%)")
     _falling(all_axes[0, 0])
-    _legend(figure, all_axes[0, 1], "lower")
-    _finish(figure, all_axes, entries, [LEVEL, "directions beside the chord"])
+    all_axes[0, 0].legend(loc="upper right", fontsize=7)
+    _finish(figure, all_axes, entries, [LEVEL, "directions beside the chord"], column=1)
     return figure
 
 
@@ -198,7 +199,7 @@ def noise(entries: Entries) -> Figure:
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xlabel(NARROW_LEVEL)
     all_axes[0, 0].set_ylabel("$\\|\\hat\\epsilon\\| / \\sqrt{d}$ (1 is noise)")
-    _legend(figure, all_axes[0, 0])
+    _legend(figure, all_axes[0])
     return figure
 
 
@@ -246,7 +247,7 @@ def pictures(entries: Entries) -> Figure:
     for axes, end, near, whose in zip(all_axes[-2:], ends, neighbours, ("network", "optimum"), strict=True):
         show(axes, tiled(torch.cat([end[None], near]), 1 + len(near)))
         axes.set_ylabel(f"end of the {whose}'s,\nnearest images", rotation=0, ha="right", va="center", fontsize=8)
-    figure.suptitle(f"{name}: pictures at mean levels $\\bar\\sigma$", fontsize=9)
+    all_axes[0].set_title(f"{name}: pictures at mean levels $\\bar\\sigma$", fontsize=9, pad=14)
     return figure
 
 
@@ -259,7 +260,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
     total = variances + means[0] ** 2
     ends = (variances / total).sqrt()
     phi = ((variances + means[:, None] ** 2) / total).sqrt() - ends - means[:, None] / means[0] * (1 - ends)
-    figure, all_axes = plt.subplots(1, 3, figsize=(7.2, 2.6), width_ratios=(1, 1, 1.1))
+    figure, all_axes = plt.subplots(1, 3, figsize=(7.2, 3.0), width_ratios=(1, 1, 1.1))
     index = np.arange(1, len(variances) + 1)
     for axes, values, title in (
         (all_axes[0], phi.square(), "$\\varphi_k^2$"),
@@ -275,7 +276,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
     _spread(all_axes[2], means, tensors["gaussian.residual"], "kernel", "residual (Proposition 4)")
     all_axes[2].set_ylabel("(pixel values)")
     all_axes[2].legend(fontsize=7, loc="upper left")
-    all_axes[2].set_ylim(top=1.3 * float(tensors["gaussian.residual"].max()))
+    all_axes[2].set_ylim(top=1.6 * float(tensors["gaussian.residual"].max()))
     all_axes[2].set_title(f"{name}: Gaussian data", fontsize=8)
     for axes in all_axes:
         _falling(axes)

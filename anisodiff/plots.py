@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anisodiff import checkpoints, geometry_figures, tables
+from anisodiff.captions import FIGURES
 from anisodiff.drawing import DASHES, MARKERS, STYLE, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.files import StageError, atomic
 from anisodiff.paths import NoisePath, Warp
@@ -54,6 +55,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             figure = draw()
+            figure.suptitle(FIGURES[name].title.format(dataset=settings["dataset"]), fontsize=10)
             for kind in ("svg", "png"):
                 with atomic(output / f"{name}.{kind}") as temporary:
                     figure.savefig(temporary, metadata={"Date": None} if kind == "svg" else {"Software": None})
@@ -123,9 +125,7 @@ def distance_against_nfe(tidy: pd.DataFrame, methods: list[str], published: pd.D
         axes.set_xticks(budgets, _apart(budgets))
         legend_beside(axes)
     axes.set_xlabel("NFE (denoiser evaluations an image)")
-    all_axes[0, 0].set_title(
-        f"{tidy['dataset'].iloc[0]}: {tidy['images'].min()} images a seed range; lower is better", fontsize=9
-    )
+    all_axes[0, 0].set_title(f"{tidy['images'].min()} images a seed range; lower is better", fontsize=9)
     return figure
 
 

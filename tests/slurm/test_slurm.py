@@ -237,6 +237,7 @@ def test_a_job_out_of_memory_gets_more(begin, undisturbed, wanted):
     run.finish()
     assert "Trying to restart job" in run.text()
     assert "mem_mb=840" in run.text()
+    assert "runtime=10," not in run.text()  # twice the minutes, which it did not run out of
     assert same_table(run.folder, undisturbed)
 
 
@@ -248,7 +249,7 @@ def test_a_job_out_of_time_saves_and_goes_on(begin, undisturbed, wanted, tmp_pat
     alone = begun(undisturbed, tmp_path / "alone")
     done = snakemake(alone, "--profile", "local", TABLE, *configured(alone, longer))
     assert done.returncode == 0, done.stdout[-3000:]
-    limits = {"cluster": {"warning": 60, "growth": 1.5, "jobs": {"finetune": {"minutes": 2}}}}
+    limits = {"cluster": {"warning": 60, "growth": 40, "jobs": {"finetune": {"minutes": 2}}}}
     run = begin(changes=longer | limits)
     run.training_job()
     while "state saved; start again to go on" not in log_of_training(run.folder):
@@ -256,6 +257,8 @@ def test_a_job_out_of_time_saves_and_goes_on(begin, undisturbed, wanted, tmp_pat
         time.sleep(0.05)
     run.finish()
     assert "Trying to restart job" in run.text()
+    assert "runtime=60," in run.text()  # the partition's limit, not forty times two
+    assert "mem_mb=8000," not in run.text()  # what a machine has, which it did not run out of
     assert same_table(run.folder, alone)
 
 
@@ -300,8 +303,18 @@ def test_jobs_ask_for_what_is_configured(cluster, begin):
         ({"partition": "cpus"}, "cluster.partition: 'cpus' is no partition here: use one of cpu, gpu"),
         ({"gpu_type": "h900"}, "cluster.gpu_type: nobody in the partition has 'h900': use a100 or null"),
         ({"gpu_partition": "cpu"}, "cluster.gpu_partition: 'cpu' has no GPUs: name one that has"),
+        (
+            {"jobs": {"finetune": {"minutes": 90}}},
+            "cluster.jobs.finetune.minutes: 90 are more than the 60 that the partition 'cpu' allows: "
+            "give 60 or less, or another partition",
+        ),
+        (
+            {"jobs": {"finetune": {"memory": 9000}}},
+            "cluster.jobs.finetune.memory: 9000 MB are more than the 8000 of the largest machine of the partition "
+            "'cpu': give 8000 or less, or another partition",
+        ),
     ],
-    ids=["partition", "gpu_type", "gpu_partition"],
+    ids=["partition", "gpu_type", "gpu_partition", "minutes", "memory"],
 )
 def test_what_the_cluster_does_not_have_is_one_line(cluster, undisturbed, tmp_path, changes, words):
     folder = begun(undisturbed, tmp_path / "clone")

@@ -3,6 +3,8 @@ import functools
 import shutil
 import subprocess
 
+from anisodiff import slurm
+
 CLUSTER = CONFIG["cluster"]
 USES_GPU = (
     "reference",
@@ -41,41 +43,6 @@ def cpus(stage):
     return lambda wildcards: job(stage, wildcards.dataset)["cpus"] or CONFIG["threads"]
 
 
-def asks(stage):
-    """Resources of a stage's jobs. A value of None is left out."""
-
-    def of(value):
-        return lambda wildcards: value(job(stage, wildcards.dataset))
-
-    def growing(key, most):
-        def value(wildcards, attempt):
-            first = job(stage, wildcards.dataset)[key]
-            return min(round(first * CLUSTER["growth"] ** (attempt - 1)), max(most, first))
-
-        return value
-
-    warning = [f"--signal=TERM@{CLUSTER['warning']}"] if stage in SAVES else []
-    several = lambda asked, value: value if asked["machines"] > 1 else None
-    return {
-        "mem_mb": growing("memory", CLUSTER["max_memory"]),
-        "runtime": growing("minutes", CLUSTER["max_minutes"]),
-        "slurm_account": CLUSTER["account"] or "",
-        "slurm_partition": of(lambda asked: CLUSTER["gpu_partition" if asked["gpus"] else "partition"] or ""),
-        "slurm_extra": " ".join([CLUSTER["options"], *warning]).strip(),
-        "gpu": of(lambda asked: asked["gpus"] * asked["machines"] or None),
-        "gpu_model": of(lambda asked: CLUSTER["gpu_type"] if asked["gpus"] else None),
-        # a job on several machines starts its own job step: torchrun, once on each
-        "mpi": of(lambda asked: several(asked, "srun")),
-        "nodes": of(lambda asked: several(asked, asked["machines"])),
-        "tasks": of(lambda asked: several(asked, asked["machines"])),
-        "tasks_per_gpu": of(lambda asked: several(asked, 0)),
-        # read by the rules, and by the profile for one machine
-        "processes": of(lambda asked: max(1, asked["gpus"])),
-        "machines": of(lambda asked: asked["machines"]),
-        "gpu_job": of(lambda asked: int(asked["gpus"] > 0)),
-    }
-
-
 def answer(*command):
     """What a Slurm command prints, by line; one line of its trouble if it fails."""
     try:
@@ -91,8 +58,125 @@ def answer(*command):
     return done.stdout.splitlines()
 
 
+UNKNOWN = (None, 0, "")  # of a partition: limit in minutes, MB of its largest machine, GPUs as Slurm writes them
+
+
+@functools.cache
+def partitions():
+    """Name -> what `UNKNOWN` lists, of every partition; and the name of the one that is taken by default."""
+    found, default = {}, None
+    for line in answer("sinfo", "--noheader", "--exact", "--format=%R|%l|%m|%G|%P"):
+        name, limit, memory, gres, shown = line.split("|")
+        _, most, offered = found.get(name, UNKNOWN)
+        memory = int(memory) if memory.isdigit() else 0
+        found[name] = (slurm.minutes(limit), max(most, memory), f"{offered},{gres}")
+        default = name if shown.endswith("*") else default
+    return found, default
+
+
+def partition_asked(asked):
+    return CLUSTER["gpu_partition" if asked["gpus"] else "partition"]
+
+
+def partition_of(asked):
+    """Name of the partition that a job goes to, its limit in minutes and the MB of its largest machine, where known."""
+    found, default = partitions()
+    name = partition_asked(asked) or default
+    limit, memory, _ = found.get(name, UNKNOWN)
+    return name, limit, memory
+
+
+@functools.cache
+def logs_before(folder):
+    """Slurm's logs of a job that were there when it was first asked for."""
+    return set(folder.glob("*.log"))
+
+
+def logs_of_attempts(rule, wildcards, attempt):
+    """Slurm's logs of a job's attempts before this one, in order; none where another executor runs it."""
+    if workflow.executor_plugin is None or workflow.executor_plugin.name != "slurm":
+        return []
+    folder = Path(workflow.executor_settings.logdir or ".snakemake/slurm_logs")
+    folders = slurm.log_folders(folder, rule, wildcards)
+    new = [log for folder in folders for log in set(folder.glob("*.log")) - logs_before(folder)]
+    return sorted(new, key=lambda log: log.stat().st_mtime)[-(attempt - 1) :] if attempt > 1 else []
+
+
+def asks(stage):
+    """Resources of a stage's jobs. A value of None is left out."""
+
+    def of(value):
+        return lambda wildcards: value(job(stage, wildcards.dataset))
+
+    def growing(key):
+        def value(wildcards, attempt, rulename):
+            first = job(stage, wildcards.dataset)
+            logs = [log.read_text(errors="replace") for log in logs_of_attempts(rulename, wildcards, attempt)]
+            if not logs:
+                return first[key]
+            _, limit, memory = partition_of(first)
+            most = {
+                "memory": min(CLUSTER["max_memory"], memory or CLUSTER["max_memory"]),
+                "minutes": min(CLUSTER["max_minutes"], limit or CLUSTER["max_minutes"]),
+            }
+            told = CLUSTER["warning"] if stage in SAVES else None
+            return slurm.asked(first, logs, CLUSTER["growth"], most, told)[key]
+
+        return value
+
+    warning = [f"--signal=TERM@{CLUSTER['warning']}"] if stage in SAVES else []
+    several = lambda asked, value: value if asked["machines"] > 1 else None
+    return {
+        "mem_mb": growing("memory"),
+        "runtime": growing("minutes"),
+        "slurm_account": CLUSTER["account"] or "",
+        "slurm_partition": of(lambda asked: partition_asked(asked) or ""),
+        "slurm_extra": " ".join([CLUSTER["options"], *warning]).strip(),
+        "gpu": of(lambda asked: asked["gpus"] * asked["machines"] or None),
+        "gpu_model": of(lambda asked: CLUSTER["gpu_type"] if asked["gpus"] else None),
+        # a job on several machines starts its own job step: torchrun, once on each
+        "mpi": of(lambda asked: several(asked, "srun")),
+        "nodes": of(lambda asked: several(asked, asked["machines"])),
+        "tasks": of(lambda asked: several(asked, asked["machines"])),
+        "tasks_per_gpu": of(lambda asked: several(asked, 0)),
+        # read by the rules, and by the profile for one machine
+        "processes": of(lambda asked: max(1, asked["gpus"])),
+        "machines": of(lambda asked: asked["machines"]),
+        "gpu_job": of(lambda asked: int(asked["gpus"] > 0)),
+    }
+
+
+RULES_OF = {"warp_per_nfe": "warp", "throughput_of": "throughput"}  # rules with another name than their stage
+
+
+def check_limits():
+    """That Slurm can ever start what will be submitted: a job beyond its partition's limit would wait without a word."""
+    dag = workflow.dag
+    for each in dict.fromkeys(dag.get_job_group(needed) or needed for needed in dag.needrun_jobs()):
+        if each.is_local:
+            continue
+        members = list(each.jobs) if each.is_group() else [each]
+        stage = RULES_OF.get(members[0].rule.name, members[0].rule.name)
+        dataset = members[0].wildcards.dataset
+        name, limit, memory = partition_of(job(stage, dataset))
+        own = stage in DATASETS[dataset]["jobs"]
+        key = f"datasets.{dataset}.jobs.{stage}" if own else f"cluster.jobs.{stage}"
+        shared = f" for {len(members)} jobs in one" if len(members) > 1 else ""
+        minutes, asked = each.resources.get("runtime") or 0, each.resources.get("mem_mb") or 0
+        if limit is not None and minutes > limit:
+            raise WorkflowError(
+                f"{key}.minutes: {minutes}{shared} are more than the {limit} that the partition {name!r} allows: "
+                f"give {limit // len(members)} or less, or another partition"
+            )
+        if memory and asked > memory:
+            raise WorkflowError(
+                f"{key}.memory: {asked} MB are more than the {memory} of the largest machine of the partition {name!r}: "
+                f"give {memory} or less, or another partition"
+            )
+
+
 def check_cluster():
-    """Before anything is submitted: the partitions exist, and one of them has the GPUs that jobs ask for.
+    """Before anything is submitted: the partitions exist, allow what jobs ask for, and one of them has their GPUs.
 
     Without it each job fails by itself, as often as it is retried, or waits for ever.
     """
@@ -103,19 +187,23 @@ def check_cluster():
         import snakemake_executor_plugin_slurm as executor
 
         executor.is_query_tool_available = lambda tool: tool != "sacct" and shutil.which(tool) is not None
-    rows = [line.split("|") for line in answer("sinfo", "--noheader", "--format=%R|%G|%P")]
-    partitions = sorted({name for name, _, _ in rows})
+    found, default = partitions()
     for key in ("partition", "gpu_partition"):
-        if CLUSTER[key] is not None and CLUSTER[key] not in partitions:
+        if CLUSTER[key] is not None and CLUSTER[key] not in found:
             raise WorkflowError(
-                f"cluster.{key}: {CLUSTER[key]!r} is no partition here: use one of {', '.join(partitions)}"
+                f"cluster.{key}: {CLUSTER[key]!r} is no partition here: use one of {', '.join(sorted(found))}"
             )
+    check_gpus(found, default)
+    check_limits()
+
+
+def check_gpus(found, default):
+    """That the partition of the jobs with GPUs has them, of the type asked for."""
     if not any(job(stage, dataset)["gpus"] for stage in USES_GPU for dataset in DATASETS):
         return
-    default = next((name for name, _, shown in rows if shown.endswith("*")), None)
-    inside = [gres for name, gres, _ in rows if name == (CLUSTER["gpu_partition"] or default)]
+    _, _, inside = found.get(CLUSTER["gpu_partition"] or default, UNKNOWN)
     # as gpu:a100:4(S:0-1) or gpu:4, several by commas
-    offered = [each.split("(")[0].split(":") for gres in inside for each in gres.split(",") if each.startswith("gpu")]
+    offered = [each.split("(")[0].split(":") for each in inside.split(",") if each.startswith("gpu")]
     types = sorted({each[1] for each in offered if len(each) > 2})
     if not offered:
         raise WorkflowError(

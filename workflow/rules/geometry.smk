@@ -33,7 +33,7 @@ rule geometry_table:
     input:
         lambda wildcards: geometry_files(wildcards.dataset).values(),
     output:
-        csv=report("results/{dataset}/geometry.csv", category="{dataset}", caption="../report/geometry.rst"),
+        csv="results/{dataset}/geometry.csv",
         md="results/{dataset}/geometry.md",
     log:
         "results/{dataset}/logs/geometry_table.log",

@@ -28,10 +28,10 @@ rule table:
         lambda wildcards: search_files(wildcards.dataset).values(),
         distances="results/{dataset}/distances.csv",
     output:
-        csv=report("results/{dataset}/table.csv", category="{dataset}", caption="../report/table.rst"),
+        csv="results/{dataset}/table.csv",
         md="results/{dataset}/table.md",
         tex="results/{dataset}/table.tex",
-        cost=report("results/{dataset}/cost.csv", category="{dataset}", caption="../report/cost.rst"),
+        cost="results/{dataset}/cost.csv",
         cost_md="results/{dataset}/cost.md",
     log:
         "results/{dataset}/logs/table.log",
@@ -55,12 +55,7 @@ rule plots:
         plot_inputs,
         table="results/{dataset}/table.csv",
     output:
-        report(
-            directory("results/{dataset}/plots"),
-            patterns=["{figure}.svg"],
-            category="{dataset}",
-            caption="../report/figure.rst",
-        ),
+        directory("results/{dataset}/plots"),
     log:
         "results/{dataset}/logs/plots.log",
     conda:

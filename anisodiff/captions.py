@@ -1,0 +1,86 @@
+"""Titles and captions of the figures, by file name and in the order of a page: on the figures and in the report."""
+
+from typing import NamedTuple
+
+
+class Caption(NamedTuple):
+    """What a figure shows, of which `{dataset}`, and how to read it."""
+
+    title: str
+    text: str
+
+
+HEADLINE = "distance-against-nfe"
+SHAPES = (
+    "Lines are medians over trajectories, bands hold the middle 80 %. One panel or row for each network over a path; "
+    "sampling goes from left to right, from noise to image."
+)
+FIGURES = {
+    HEADLINE: Caption(
+        "{dataset}: Frechet distance against NFE",
+        "A line is a method: its mean over seed ranges, with bars of one standard deviation where there are several. "
+        "NFE counts the denoiser's evaluations for one image. Lower is better.",
+    ),
+    "samples": Caption(
+        "{dataset}: images of the same seeds under every method",
+        "Beside images of the data. The same place in every panel has the same noise.",
+    ),
+    "denoising-strips": Caption(
+        "{dataset}: denoised estimates on the way from noise to image",
+        "A row is one image: what the denoiser expects at each node of the grid. Beside it the noise level of each "
+        "subspace.",
+    ),
+    "learned-levels": Caption(
+        "{dataset}: noise levels of the subspaces over time",
+        "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). A band is the range over "
+        "classes.",
+    ),
+    "log-ratio": Caption(
+        "{dataset}: ratio of the variances of the subspaces over time",
+        "Below zero the lowest frequencies are less noisy than the others. A band is the range over classes.",
+    ),
+    "convergence": Caption(
+        "{dataset}: Frechet distance at every node of a grid",
+        "Of the states, and of the denoised estimates: what a jump from that node to the end would return.",
+    ),
+    "geometry-deviation": Caption(
+        "{dataset}: how far trajectories leave the straight line between their ends",
+        f"Left the distance from that chord, right the distance to the trajectory's last point. {SHAPES}",
+    ),
+    "geometry-projections": Caption(
+        "{dataset}: how few directions hold a trajectory",
+        "Left the error of a trajectory projected on its chord and a few directions more, right the share of the "
+        "squared deviation that these explain (mean and standard deviation over trajectories).",
+    ),
+    "geometry-shapes": Caption(
+        "{dataset}: trajectories in three dimensions",
+        "The chord and the first two directions; trajectories are turned about their chords onto one another.",
+    ),
+    "geometry-bending": Caption(
+        "{dataset}: where trajectories bend",
+        "Curvature, turning for each e-fold of noise, and torsion where the curve turns fast enough to have one. "
+        f"{SHAPES}",
+    ),
+    "geometry-noise": Caption(
+        "{dataset}: size of the predicted noise along trajectories", f"That of noise itself is 1. {SHAPES}"
+    ),
+    "geometry-optimum": Caption(
+        "{dataset}: how the optimal denoiser settles on one image",
+        "Entropy of its weights on the training images (dotted: what a unit of log noise takes of it), the weights of "
+        "eight images along one trajectory, and the distance of the network's estimates from the optimum's. "
+        f"{SHAPES}",
+    ),
+    "geometry-pictures": Caption(
+        "{dataset}: a trajectory of the network and one of the optimum, from the same noise",
+        "States and denoised estimates at a few noise levels, and the training images nearest to where each ends.",
+    ),
+    "geometry-gaussian": Caption(
+        "{dataset}: which directions leave the chord, for Gaussian data",
+        "Left and middle, by principal direction and noise level, what a direction adds to the squared deviation of "
+        "any trajectory and of one; right, the deviation, and the distance from the chord's point with as much noise.",
+    ),
+    "dct-bases": Caption(
+        "The first nine modes of a 32 x 32 cosine transform",
+        "By increasing frequency, (row, column): the directions of which a subspace holds some.",
+    ),
+}
