@@ -45,6 +45,14 @@ def grid_nfe(dataset: dict[str, Any]) -> int:
     return dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
 
 
+def strip_methods(dataset: dict[str, Any]) -> list[str]:
+    """Methods of the strips, the isotropic one first: by default iso and ani where both can be drawn, or none."""
+    if chosen := dataset["plots"]["strip_methods"]:
+        return chosen
+    drawn = {name for name in dataset["methods"] if grid_nfe(dataset) in budgets(dataset, name)}
+    return ["iso", "ani"] if {"iso", "ani"} <= drawn else []
+
+
 def spend(nfe: int, method: dict[str, Any]) -> Budget:
     """The grid's size for exactly `nfe` evaluations an image.
 

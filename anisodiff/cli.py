@@ -172,10 +172,14 @@ def images(
     resolution: Resolution = None,
     transform: TransformName = "none",
     workers: Workers = 1,
+    sha256: Annotated[str | None, typer.Option(help="Hex digest of the source, if it is one file.")] = None,
+    md5: Annotated[str | None, typer.Option(help="Hex digest, where only that is published.")] = None,
 ) -> None:
     """Read a data set (EDM zip, folder or zip of images, CIFAR archive) into a memory-mapped folder."""
     from anisodiff import datasets
+    from anisodiff.download import check
 
+    check(Path(source), source, sha256, md5)
     datasets.make_images(source, output, resolution, transform, workers)
 
 

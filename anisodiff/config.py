@@ -1,15 +1,19 @@
 """The configuration: validated against its JSON schema, completed with defaults, its references checked."""
 
 import copy
+import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from anisodiff.budgets import ORDERS, budgets, grid_nfe, spend
+from anisodiff.config_text import plain, whole
+from anisodiff.download import to_fetch
 from anisodiff.files import StageError
 
 PREFIX = "configuration"
+FOLDERS = ("config", "fetched", "logs", "reference")  # beside those of the datasets
 
 
 def load_schema(path: Path | str) -> dict[str, Any]:
@@ -51,19 +55,26 @@ def resolve(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """
     from jsonschema import Draft202012Validator
 
-    resolved = _with_defaults(_with_text_keys(config), schema)
+    try:
+        resolved = whole(_with_defaults(plain(config), schema), schema)
+    except StageError as error:
+        raise StageError(f"{PREFIX}: {error}") from error
     errors = sorted(Draft202012Validator(schema).iter_errors(resolved), key=lambda error: [str(e) for e in error.path])
     if errors:
         raise StageError(_one_line(errors[0]))
+    try:
+        shlex.split(resolved["cluster"]["options"])
+    except ValueError as error:
+        raise StageError(f"{PREFIX}: cluster.options: {error}: mend the quotes") from error
     for name, dataset in resolved["datasets"].items():
+        if name in FOLDERS:
+            raise StageError(f"{PREFIX}: datasets.{name}: a folder has this name: rename the dataset")
         _check_references(f"{PREFIX}: datasets.{name}", dataset)
+    try:
+        to_fetch(resolved["datasets"])
+    except StageError as error:
+        raise StageError(f"{PREFIX}: {error}") from error
     return resolved
-
-
-def _with_text_keys(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {str(key): _with_text_keys(value) for key, value in node.items()}
-    return [_with_text_keys(each) for each in node] if isinstance(node, list) else node
 
 
 def _with_defaults(node: Any, schema: Any) -> Any:
@@ -80,7 +91,26 @@ def _one_line(error: Any) -> str:
         known = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(known))[0]
         return f"{where}{'.' if error.path else ' '}{unknown}: unknown key; known here: {', '.join(known)}"
-    return f"{where}: {error.message.splitlines()[0]}"
+    message = error.message.splitlines()[0]
+    # the value comes first in a message, and may be of any length
+    said = message if len(message) <= 300 else f"{message[:100]} ... {message[-150:]}"
+    if error.validator in ("minItems", "maxItems") and error.schema.get("minItems") == error.schema.get("maxItems"):
+        return f"{where}: {len(error.instance)} given, where {error.validator_value} are needed"
+    if error.validator == "type":
+        kinds = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+        if "string" in kinds and not isinstance(error.instance, dict | list | None):
+            return f"{where}: {said}: put it in quotes"
+        if isinstance(error.instance, str) and {"integer", "number"} & set(kinds) and _is_number(error.instance):
+            return f"{where}: {said}: YAML wants a point in it, as 5.0e+4, and no quotes around it"
+    return f"{where}: {said}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_references(where: str, dataset: dict[str, Any]) -> None:
@@ -143,7 +173,7 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
             elif key in method:
                 raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
         _check_method(where, name, method, budgets(dataset, name), searches.get(method.get("search")))
-    for name in dataset["plots"]["strip_methods"]:
+    for name in dataset["plots"]["strip_methods"] or []:
         check("plots.strip_methods", name, set(methods))
     for name in dataset["ladder"]:
         check("ladder", name, set(methods))
@@ -159,7 +189,7 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no method has such a budget")
     if dataset["reference"] is not None and dataset["features"]["kind"] != "inception":
         raise StageError(f"{where}.reference: published statistics are of Inception's features: set it to null")
-    for name in dataset["plots"]["strip_methods"]:
+    for name in dataset["plots"]["strip_methods"] or []:
         if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
             raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
 

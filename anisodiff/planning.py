@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from anisodiff.budgets import budgets
+from anisodiff.budgets import budgets, strip_methods
 from anisodiff.config import basis_of
+from anisodiff.download import is_pickle
 
 FEATURES = {"inception": 2048, "efficientnet-lite0": 1280, "digits-cnn": 64}
 STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
@@ -72,7 +73,7 @@ def jobs(dataset: dict[str, Any]) -> Counter:
     counted = Counter(
         images=1,
         reference=1,
-        convert=int(dataset["base"]["url"].endswith(".pkl")),
+        convert=int(is_pickle(dataset["base"]["url"])),
         basis=len(used["bases"]),
         path=len(used["paths"]),
         finetune=len(used["runs"]),
@@ -80,7 +81,7 @@ def jobs(dataset: dict[str, Any]) -> Counter:
         warp_per_nfe=sum(len(warp_budgets(dataset, name)) for name in per_nfe),
         search=len(used["searches"]),
         sample=sum(len(shards(dataset, method)) for method in dataset["methods"]),
-        trajectory=len(dataset["plots"]["strip_methods"]),
+        trajectory=len(strip_methods(dataset)),
         geometry=len(dataset["geometry"]),
         geometry_table=int(bool(dataset["geometry"])),
         convergence=len(dataset["convergence"]),

@@ -45,9 +45,10 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
         "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
         "dct-bases": lambda: dct_bases(32),
-        "denoising-strips": lambda: denoising_strips(settings["strips"]),
         "samples": lambda: samples(settings),
     }
+    if settings["strips"]:
+        figures["denoising-strips"] = lambda: denoising_strips(settings["strips"])
     if settings["geometry"]:
         figures |= geometry_figures.figures(settings["geometry"])
     if settings["convergence"]:

@@ -1,10 +1,14 @@
 import copy
+import datetime
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
+from anisodiff.budgets import strip_methods
 from anisodiff.config import describe, load_schema, resolve
+from anisodiff.config_text import check_text
 from anisodiff.files import StageError
 
 ROOT = Path(__file__).parents[1]
@@ -84,12 +88,118 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.sampling.ranges_at", {6: 2}, r"ranges_at\.6: no method has such a budget"),
         ("datasets.digits.plots", {"strip_methods": ["iso", "anni"]}, r"plots\.strip_methods: 'anni' is unknown"),
         ("datasets.digits.base.sha256", "abc", r"base\.sha256: 'abc' does not match"),
+        ("datasets.digits.base.sha256", "0" * 64 + "\n", r"base\.sha256: '0+\\n' holds a line break"),
+        ("datasets.digits.base.sha256", 10**63, r"base\.sha256: is no finite number"),
+        ("datasets.digits.base.url", "a\x1b[2Jb", r"base\.url: 'a\\x1b\[2Jb' holds a line break or another character"),
+        ("datasets.digits.base.url", "", r"base\.url: '' does not match"),
+        (
+            "datasets.digits.base.url",
+            "https://me:it@a.org/x",
+            r"digits\.base\.url: https://a\.org/x: an address with a user",
+        ),
+        (
+            "datasets.digits.base.url",
+            datetime.date(2024, 1, 1),
+            r"base\.url: .* is not of type 'string': put it in quotes",
+        ),
+        ("datasets.digits.base.url", True, r"base\.url: True is not of type 'string': put it in quotes"),
+        ("datasets.digits.base.url", "\ud800", r"base\.url: '\\ud800' holds a line break or another character"),
+        ("datasets.digits.base.url", "x" * 100_000, r"base\.url: x+: File name too long|^[^x]*$"),
+        ("datasets.reference", CONFIG["datasets"]["digits"], r"datasets\.reference: a folder has this name: rename"),
+        ("datasets.digits.methods.x\n", {}, r"methods: 'x\\n' holds a line break"),
+        ("datasets.digits.methods." + "x" * 99, {}, r"methods: 'x+' does not match"),
+        ("datasets.digits.methods", {True: {}}, r"digits\.methods\.True: is not text to YAML: put the key in quotes"),
+        ("datasets.digits.methods", {1: {}, "1": {}}, r"digits\.methods\.1: given twice"),
+        ("datasets.digits.sigma_max", math.nan, r"digits\.sigma_max: is no finite number"),
+        ("datasets.digits.sigma_max", math.inf, r"digits\.sigma_max: is no finite number"),
+        ("datasets.digits.sampling.images", 10**20, r"sampling\.images: is no finite number"),
+        (
+            "datasets.digits.sampling.images",
+            "5e4",
+            r"sampling\.images: '5e4' is not of type 'integer': YAML wants a point",
+        ),
+        ("datasets.digits.sampling.images", 50.5, r"sampling\.images: 50\.5 is not of type 'integer'"),
+        ("datasets.digits.plots", {"strip_methods": ["iso"]}, r"plots\.strip_methods: 1 given, where 2 are needed"),
+        ("datasets.digits.plots", {"strip_methods": ["a", "b", "c"]}, r"strip_methods: 3 given, where 2 are needed"),
+        ("cluster", {"options": "--comment='a"}, r"cluster\.options: No closing quotation: mend the quotes"),
+        ("datasets.digits.base", ["x" * 100_000], r"digits\.base: \['x+ \.\.\. x+'\] is not of type 'object'"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(path, value, words):
     with pytest.raises(StageError, match=words) as caught:
         resolve(changed(path, value), SCHEMA)
     assert "\n" not in str(caught.value)
+    assert "me:it" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_whole_numbers_are_whole_however_they_are_written():
+    config = changed("datasets.digits.sampling.images", 5.0e3)
+    config["datasets"]["digits"] |= {
+        "sampling": config["datasets"]["digits"]["sampling"] | {"batch": 32.0, "nfe": [9.0, 5]}
+    }
+    config["datasets"]["digits"]["warps"]["iso"]["steps"] = 8.0
+    digits = resolve(config, SCHEMA)["datasets"]["digits"]
+    found = [*digits["sampling"]["nfe"], digits["sampling"]["images"], digits["sampling"]["batch"]]
+    found.append(digits["warps"]["iso"]["steps"])
+    assert (found, {type(each) for each in found}) == ([9, 5, 5000, 32, 8], {int})
+    assert type(digits["sigma_max"]) is type(CONFIG["datasets"]["digits"].get("sigma_max", 80))
+
+
+@pytest.mark.parametrize("inside", [list, dict])
+def test_aliases_of_aliases_are_refused_in_bounded_time(inside):
+    bomb = "x"
+    for _ in range(30):
+        bomb = [bomb] * 10 if inside is list else dict.fromkeys("abcdefghij", bomb)
+    with pytest.raises(StageError, match="holds too much"):
+        resolve(changed("datasets.digits.ladder", bomb), SCHEMA)
+    circle = []
+    circle.append(circle)
+    with pytest.raises(StageError, match="holds too much"):
+        resolve(changed("datasets.digits.ladder", circle), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: {c: 1, d: 2, c: 3}", r"b\.c: given twice, in lines 2 and 2: remove one"),
+        ("a: 1\nb:\n  - c: 1\n    'c': 3", r"b\.0\.c: given twice, in lines 3 and 4"),
+        ("a: {3: 1, '3': 2}", r"a\.3: given twice"),
+        ('{"a": {"b": 1,\t"b": 2}}', r"b: given twice: remove one"),
+        ("a: {minutes: 2:00:00}", r"a\.minutes: YAML reads 2:00:00 \(line 1\) in sixties: give minutes"),
+        ("a: [1:30.5]", r"a\.0: YAML reads 1:30\.5 \(line 1\) in sixties"),
+        ("a:\n  batch: 010", r"a\.batch: YAML reads 010 \(line 2\) in eights: leave out the leading 0"),
+        ("{010: 1}", r"010: YAML reads 010 \(line 1\) in eights"),
+        ("a: [", "is no YAML"),
+        ("a: \xff", "is no YAML"),
+    ],
+)
+def test_what_yaml_takes_in_silence_is_refused(tmp_path, text, says):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text.encode("latin1"))
+    with pytest.raises(StageError, match=rf"config\.yaml: {says}") as refused:
+        check_text(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_merged_keys_and_quoted_text_are_no_fault(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("a: &a {b: 1, c: 0}\nd: {<<: *a, b: 2}\ne: ['2:00:00', '010', 0, 0.5, 1_000, 0x10]\nf: [*a, *a]")
+    check_text(file)
+    levels = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
+    file.write_text("\n".join(levels))
+    check_text(file)
+    for name in ROOT.glob("config/*.yaml"):
+        check_text(name)
+
+
+def test_strips_are_drawn_of_iso_and_ani_where_there_are_such_methods():
+    digits = resolve(CONFIG, SCHEMA)["datasets"]["digits"]
+    assert strip_methods(digits) == ["iso", "ani"]
+    del digits["methods"]["ani"]
+    assert strip_methods(digits) == []
+    chosen = resolve(changed("datasets.digits.plots", {"strip_methods": ["edm", "iso"], "grid_nfe": 9}), SCHEMA)
+    assert strip_methods(chosen["datasets"]["digits"]) == ["edm", "iso"]
 
 
 def test_the_page_of_keys_is_the_schemas():

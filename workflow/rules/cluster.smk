@@ -1,5 +1,6 @@
 # needs: CONFIG.   makes: what jobs ask for, and a check before anything is submitted.   next: the rules
 import functools
+import shlex
 import shutil
 import subprocess
 
@@ -131,7 +132,7 @@ def asks(stage):
         "runtime": growing("minutes"),
         "slurm_account": CLUSTER["account"] or "",
         "slurm_partition": of(lambda asked: partition_asked(asked) or ""),
-        "slurm_extra": " ".join([CLUSTER["options"], *warning]).strip(),
+        "slurm_extra": shlex.join([*shlex.split(CLUSTER["options"]), *warning]),
         "gpu": of(lambda asked: asked["gpus"] * asked["machines"] or None),
         "gpu_model": of(lambda asked: CLUSTER["gpu_type"] if asked["gpus"] else None),
         # a job on several machines starts its own job step: torchrun, once on each

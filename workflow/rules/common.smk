@@ -1,7 +1,7 @@
 # needs: the configuration.   makes: CONFIG, resolved and checked, and functions from names to files.   next: inputs.smk
 import json
 import os
-import shlex
+import re
 import sys
 from pathlib import Path
 
@@ -10,13 +10,17 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from anisodiff import planning
-from anisodiff.budgets import budgets, grid_nfe
+from anisodiff.budgets import budgets, grid_nfe, strip_methods
 from anisodiff.config import basis_of, load_schema, resolve
+from anisodiff.config_text import check_text
 from anisodiff.datasets import BUILT_IN
-from anisodiff.download import place
+from anisodiff.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
 from anisodiff.files import StageError
 
 try:
+    if workflow.is_main_process:
+        for file in workflow.configfiles:
+            check_text(Path(file))
     CONFIG = resolve(config, load_schema(Path(workflow.basedir) / "schemas/config.schema.yaml"))
 except StageError as error:
     raise WorkflowError(str(error))
@@ -30,11 +34,11 @@ DATASET_KEYS = ("labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_
 def configured(section):
     """Pattern of the names of a section of any dataset; what is not configured has no rule."""
     names = {name for dataset in DATASETS.values() for name in dataset[section]}
-    return "|".join(sorted(names)) or "(?!)"
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
 
 
 wildcard_constraints:
-    dataset="|".join(DATASETS),
+    dataset="|".join(map(re.escape, DATASETS)),
     run=configured("runs"),
     path=configured("paths"),
     basis=configured("bases"),
@@ -45,6 +49,12 @@ wildcard_constraints:
     nfe="[0-9]+",
     first="[0-9]+",
     last="[0-9]+",
+
+
+def option(name, values):
+    """An option of a stage, once for each of these values (a list, or one): a list, which `:q` quotes one by one."""
+    values = [values] if isinstance(values, (str, int)) else values
+    return [each for value in values for each in (f"--{name}", str(value))]
 
 
 def as_json(settings):
@@ -82,31 +92,37 @@ def fetched(url):
     return f"results/fetched/{place(url)}"
 
 
-def published(dataset):
-    """Entries of a data set's configuration that name a file by url, with a hash."""
-    named = (DATASETS[dataset][key] for key in ("base", "features", "images", "reference"))
-    return [each for each in named if each is not None and not is_in_place(each["url"])]
+FETCHED = {fetched(url): {"url": url} | hashes for url, hashes in to_fetch(DATASETS).items()}
 
 
-def is_in_place(url):
-    """A built-in set, or images of the user's own: read where they are, and not hashed."""
-    return url in BUILT_IN or "://" not in url and not url.endswith((".safetensors", ".pkl", ".pt", ".npz"))
+def state_of(url):
+    """A fingerprint of a file or a folder of the user's own, so that another one in its place is read anew. Jobs of their
+    own, which take it as it is, do without."""
+    path = on_this_machine(url)
+    return fingerprint(path) if workflow.is_main_process and path is not None and url not in BUILT_IN else ""
 
 
-FETCHED = {fetched(each["url"]): each for dataset in DATASETS for each in published(dataset)}
+def images_url(wildcards):
+    return DATASETS[wildcards.dataset]["images"]["url"]
 
 
 def images_source(wildcards):
     """What the images are read from, if it is one file; a folder or a built-in set is no input."""
-    url = DATASETS[wildcards.dataset]["images"]["url"]
-    return [url] if Path(url).is_file() else [] if is_in_place(url) else fetched(url)
+    url = images_url(wildcards)
+    if scheme(url):
+        return fetched(url)
+    # braces are wildcards to Snakemake
+    return [url.replace("{", "{{").replace("}", "}}")] if url not in BUILT_IN and Path(url).is_file() else []
 
 
-def images_settings(wildcards):
+def images_options(wildcards):
+    """Source, fit, and the hash of what is read where it is."""
     images = DATASETS[wildcards.dataset]["images"]
-    source = images["url"] if is_in_place(images["url"]) else fetched(images["url"])
-    resolution = f"--resolution {images['resolution']}" if images["resolution"] else ""
-    return f"--source {shlex.quote(source)} --transform {images['transform']} {resolution}"
+    source = fetched(images["url"]) if scheme(images["url"]) else images["url"]
+    options = {"source": source, "transform": images["transform"], "resolution": images["resolution"]}
+    if not scheme(images["url"]):
+        options |= {"sha256": images["sha256"], "md5": images["md5"]}
+    return [each for name, value in options.items() if value is not None for each in option(name, value)]
 
 
 def features_file(wildcards):
@@ -122,7 +138,7 @@ def reference_statistics(wildcards):
 def base_file(dataset):
     """The base network: fetched, and converted where it is one of EDM's pickles."""
     url = DATASETS[dataset]["base"]["url"]
-    return f"results/{dataset}/base.safetensors" if url.endswith(".pkl") else fetched(url)
+    return f"results/{dataset}/base.safetensors" if is_pickle(url) else fetched(url)
 
 
 def network_file(dataset, name):
@@ -154,7 +170,7 @@ def basis_file(name, key):
 
 
 def basis_option(wildcards, input):
-    return f"--basis {input.basis}" if input.basis else ""
+    return option("basis", input.basis)
 
 
 def grid_files(dataset, method, nfes):
@@ -165,7 +181,7 @@ def grid_files(dataset, method, nfes):
     if name is None:
         return []
     if DATASETS[dataset]["warps"][name]["steps"] == "per_nfe":
-        return [f"results/{dataset}/warps/{name}-nfe{nfe}.safetensors" for nfe in nfes]
+        return [f"results/{dataset}/warps/{name}/nfe{nfe}.safetensors" for nfe in nfes]
     return [f"results/{dataset}/warps/{name}.safetensors"]
 
 
@@ -182,6 +198,23 @@ def manifests(dataset):
         for method in DATASETS[dataset]["methods"]
         for first, last in planning.shards(DATASETS[dataset], method)
     ]
+
+
+def mark_lost_cells():
+    """Give a manifest that names a cell which is not there, or that cannot be read, the oldest of times: its job is run
+    again, and makes what is missing."""
+    for dataset in DATASETS:
+        for manifest in filter(Path.is_file, map(Path, manifests(dataset))):
+            try:
+                lost = any(not (manifest.parent / cell).is_file() for cell in json.loads(manifest.read_text()))
+            except (ValueError, TypeError):
+                lost = True
+            if lost:
+                os.utime(manifest, (0, 0))
+
+
+if workflow.is_main_process:
+    mark_lost_cells()
 
 
 def results_of(dataset):
@@ -259,9 +292,9 @@ def geometry_files(dataset):
 
 
 def strip_files(dataset):
-    names = DATASETS[dataset]["plots"]["strip_methods"]
+    nfe = grid_nfe(DATASETS[dataset])
     return {
-        name: f"results/{dataset}/trajectories/{name}-nfe{grid_nfe(DATASETS[dataset])}.safetensors" for name in names
+        name: f"results/{dataset}/trajectories/{name}-nfe{nfe}.safetensors" for name in strip_methods(DATASETS[dataset])
     }
 
 
@@ -280,15 +313,8 @@ def plot_inputs(wildcards):
 
 
 def download_options(wildcards):
-    """Hash, lock file and mirror of a fetched file."""
+    """Address, hash, lock file and mirror of a fetched file."""
     known = FETCHED[f"results/fetched/{wildcards.file}"]
-    options = [f"--{name} {known[name]}" for name in ("sha256", "md5") if known.get(name)]
-    return " ".join(
-        [
-            f"--url {shlex.quote(known['url'])}",
-            *options,
-            "--lock config/lock.json",
-            f"--mirror {shlex.quote(CONFIG['mirror'])}",
-            *(["--offline"] if CONFIG["offline"] else []),
-        ]
-    )
+    options = known | {"lock": "config/lock.json", "mirror": CONFIG["mirror"]}
+    given = [each for name, value in options.items() if value is not None for each in option(name, value)]
+    return [*given, *(["--offline"] if CONFIG["offline"] else [])]

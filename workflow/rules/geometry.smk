@@ -25,7 +25,7 @@ rule geometry:
     shell:
         "exec python -m anisodiff geometry --dataset {params.dataset:q} --settings {params.settings:q}"
         " --images {input.images:q} --network {input.network:q} --path {input.path:q} --output {output:q}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule geometry_table:
@@ -43,7 +43,7 @@ rule geometry_table:
         files=lambda wildcards: json.dumps(geometry_files(wildcards.dataset)),
         folder=subpath(output.csv, parent=True),
     shell:
-        "exec python -m anisodiff geometry-table --files {params.files:q} --output {params.folder:q} >{log} 2>&1"
+        "exec python -m anisodiff geometry-table --files {params.files:q} --output {params.folder:q} >{log:q} 2>&1"
 
 
 rule convergence:
@@ -67,13 +67,13 @@ rule convergence:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
+        grids=lambda wildcards, input: option("grid", input.grids),
         images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
         "exec python -m anisodiff convergence --dataset {params.dataset:q} --method {params.method:q}"
         " --nfe {wildcards.nfe} --images {params.images} --batch {params.batch}"
-        " --network {input.network:q} --path {input.path:q} {params.grids}"
-        " --features {input.features:q} --features-kind {params.kind} --reference {input.reference:q}"
-        " --output {output:q} --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --network {input.network:q} --path {input.path:q} {params.grids:q}"
+        " --features {input.features:q} --features-kind {params.kind:q} --reference {input.reference:q}"
+        " --output {output:q} --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"

@@ -14,8 +14,9 @@ rule download:
         ENVIRONMENT
     params:
         options=download_options,
+        state=lambda wildcards: state_of(FETCHED[f"results/fetched/{wildcards.file}"]["url"]),
     shell:
-        "exec python -m anisodiff download {params.options} --output {output:q} >{log:q} 2>&1"
+        "exec python -m anisodiff download {params.options:q} --output {output:q} >{log:q} 2>&1"
 
 
 rule convert:
@@ -31,7 +32,7 @@ rule convert:
     resources:
         **asks("convert"),
     shell:
-        "exec python -m anisodiff convert {input:q} {output:q} >{log} 2>&1"
+        "exec python -m anisodiff convert {input:q} {output:q} >{log:q} 2>&1"
 
 
 rule images:
@@ -50,9 +51,10 @@ rule images:
     resources:
         **asks("images"),
     params:
-        settings=images_settings,
+        options=images_options,
+        state=lambda wildcards: state_of(images_url(wildcards)),
     shell:
-        "exec python -m anisodiff images {params.settings} --output {output:q} --workers {threads} >{log} 2>&1"
+        "exec python -m anisodiff images {params.options:q} --output {output:q} --workers {threads} >{log:q} 2>&1"
 
 
 rule reference:
@@ -75,8 +77,8 @@ rule reference:
     params:
         compute=compute_json(),
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
-        published=lambda wildcards, input: f"--published {input.published}" if input.published else "",
+        published=lambda wildcards, input: option("published", input.published),
     shell:
         "exec python -m anisodiff reference --images {input.images:q} --features {input.features:q}"
-        " --features-kind {params.kind} {params.published} --output {output:q} --compute {params.compute:q} --threads {threads}"
-        " >{log} 2>&1"
+        " --features-kind {params.kind:q} {params.published:q} --output {output:q} --compute {params.compute:q} --threads {threads}"
+        " >{log:q} 2>&1"

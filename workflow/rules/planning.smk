@@ -26,8 +26,8 @@ rule throughput_of:
     shell:
         "exec python -m anisodiff throughput --dataset {params.dataset:q} --batch {params.batch}"
         " --runs {params.runs:q} --warps {params.warps:q} --images {input.images:q} --network {input.network:q}"
-        " --features {input.features:q} --features-kind {params.kind} --output {output:q}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --features {input.features:q} --features-kind {params.kind:q} --output {output:q}"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule plan:
@@ -39,4 +39,4 @@ rule plan:
     params:
         text=lambda wildcards: planning.page(CONFIG, len(FETCHED), Path("results")),
     shell:
-        "printf '%s\\n' {params.text:q} | tee {log}"
+        "printf '%s\\n' {params.text:q} | tee {log:q}"

@@ -18,8 +18,8 @@ rule distance:
         images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
-        "exec python -m anisodiff distance --dataset {wildcards.dataset} --reference {input.reference:q}"
-        " --images {params.images} --features-kind {params.kind} --output {output:q} {input.manifests:q} >{log} 2>&1"
+        "exec python -m anisodiff distance --dataset {wildcards.dataset:q} --reference {input.reference:q}"
+        " --images {params.images} --features-kind {params.kind:q} --output {output:q} {input.manifests:q} >{log:q} 2>&1"
 
 
 rule table:
@@ -40,13 +40,13 @@ rule table:
     params:
         # a list, so that the order of the rows is the configuration's
         methods=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]["methods"]),
-        ladder=lambda wildcards: [f"--ladder {name}" for name in DATASETS[wildcards.dataset]["ladder"]],
+        ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset]["ladder"]),
         searches=lambda wildcards: json.dumps(search_files(wildcards.dataset)),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
-        " {params.ladder} --searches {params.searches:q}"
-        " >{log} 2>&1"
+        " {params.ladder:q} --searches {params.searches:q}"
+        " >{log:q} 2>&1"
 
 
 rule plots:
@@ -64,7 +64,7 @@ rule plots:
         settings=plot_settings,
     shell:
         "exec python -m anisodiff plot --table {input.table:q} --settings {params.settings:q} --output {output:q}"
-        " >{log} 2>&1"
+        " >{log:q} 2>&1"
 
 
 rule publish:
@@ -82,5 +82,5 @@ rule publish:
         results="results/{dataset}",
         output=subpath(output[0], parent=True),
     shell:
-        "exec python -m anisodiff publish --results {params.results} --settings {params.settings:q}"
-        " --output {params.output} >{log} 2>&1"
+        "exec python -m anisodiff publish --results {params.results:q} --settings {params.settings:q}"
+        " --output {params.output:q} >{log:q} 2>&1"

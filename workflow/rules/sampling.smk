@@ -5,6 +5,25 @@
 # cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
 
 
+def manifest_file(wildcards):
+    return f"results/{wildcards.dataset}/samples/{wildcards.method}/{wildcards.first}-{wildcards.last}.json"
+
+
+class LostCells(str):
+    """A manifest as a parameter that shows which of its cells are gone: cells are no outputs that Snakemake knows.
+
+    Snakemake compares and records parameters by `repr`, before and after a job: lost cells are made again, once.
+    """
+
+    def __repr__(self):
+        manifest = Path(self)
+        try:
+            cells = json.loads(manifest.read_bytes()) if manifest.is_file() else []
+            return repr([cell for cell in cells if not (manifest.parent / cell).is_file()])
+        except (ValueError, TypeError, RecursionError):
+            return repr([manifest.name])
+
+
 METHOD_JSON = section("methods", "method", without=("network", "path", "warp", "search", "nfe"))
 
 
@@ -32,19 +51,18 @@ rule sample:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        nfe=lambda wildcards: [
-            f"--nfe {nfe}" for nfe in budgets_at(wildcards.dataset, wildcards.method, wildcards.first)
-        ],
-        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
+        lost=lambda wildcards: LostCells(manifest_file(wildcards)),
+        nfe=lambda wildcards: option("nfe", budgets_at(wildcards.dataset, wildcards.method, wildcards.first)),
+        grids=lambda wildcards, input: option("grid", input.grids),
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
         keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
         kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
     shell:
-        "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe}"
+        "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe:q}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
-        " --network {input.network:q} --path {input.path:q} {params.grids}"
-        " --features {input.features:q} --features-kind {params.kind} --output {output:q} {params.keep}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --network {input.network:q} --path {input.path:q} {params.grids:q}"
+        " --features {input.features:q} --features-kind {params.kind:q} --output {output:q} {params.keep}"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule trajectory:
@@ -63,8 +81,8 @@ rule trajectory:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        grids=lambda wildcards, input: [f"--grid {grid}" for grid in input.grids],
+        grids=lambda wildcards, input: option("grid", input.grids),
     shell:
         "exec python -m anisodiff trajectory --dataset {params.dataset:q} --method {params.method:q}"
-        " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.grids}"
-        " --output {output:q} --compute {params.compute:q} >{log} 2>&1"
+        " --nfe {wildcards.nfe} --images 8 --network {input.network:q} --path {input.path:q} {params.grids:q}"
+        " --output {output:q} --compute {params.compute:q} >{log:q} 2>&1"

@@ -23,7 +23,7 @@ rule pretrain:
     shell:
         "exec python -m anisodiff pretrain --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --output {output:q} --compute {params.compute:q} --threads {threads}"
-        " --processes {resources.processes} --machines {resources.machines} >{log} 2>&1"
+        " --processes {resources.processes} --machines {resources.machines} >{log:q} 2>&1"
 
 
 rule train_features:
@@ -43,7 +43,7 @@ rule train_features:
         settings=as_json({"seed": 0, "steps": 800, "batch": 128, "learning_rate": 0.002, "heldout": 160}),
     shell:
         "exec python -m anisodiff train-features --settings {params.settings:q} --images {input.images:q}"
-        " --output {output:q} --threads {threads} >{log} 2>&1"
+        " --output {output:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule basis:
@@ -64,7 +64,7 @@ rule basis:
         settings=section("bases", "basis"),
     shell:
         "exec python -m anisodiff basis --dataset {params.dataset:q} --settings {params.settings:q}"
-        " --images {input.images:q} --output {output:q} --threads {threads} >{log} 2>&1"
+        " --images {input.images:q} --output {output:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule path:
@@ -86,7 +86,7 @@ rule path:
         basis=basis_option,
     shell:
         "exec python -m anisodiff path --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
-        " --output {output:q} {params.basis} >{log} 2>&1"
+        " --output {output:q} {params.basis:q} >{log:q} 2>&1"
 
 
 rule finetune:
@@ -118,9 +118,9 @@ rule finetune:
     shell:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q}"
-        " --output-network {output.network:q} --output-path {output.path:q} {params.basis}"
+        " --output-network {output.network:q} --output-path {output.path:q} {params.basis:q}"
         " --compute {params.compute:q} --threads {threads}"
-        " --processes {resources.processes} --machines {resources.machines} >{log} 2>&1"
+        " --processes {resources.processes} --machines {resources.machines} >{log:q} 2>&1"
 
 
 rule warp:
@@ -148,19 +148,16 @@ rule warp:
     shell:
         "exec python -m anisodiff warp --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 
 use rule warp as warp_per_nfe with:
     output:
-        "results/{dataset}/warps/{warp}-nfe{nfe}.safetensors",
+        "results/{dataset}/warps/{warp}/nfe{nfe}.safetensors",
     log:
-        "results/{dataset}/logs/warp/{warp}-nfe{nfe}.log",
+        "results/{dataset}/logs/warp/{warp}/nfe{nfe}.log",
     benchmark:
-        "results/{dataset}/benchmarks/warp/{warp}-nfe{nfe}.tsv"
-
-
-ruleorder: warp_per_nfe > warp
+        "results/{dataset}/benchmarks/warp/{warp}/nfe{nfe}.tsv"
 
 
 rule search:
@@ -186,4 +183,4 @@ rule search:
     shell:
         "exec python -m anisodiff search --dataset {params.dataset:q} --settings {params.settings:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"
-        " --compute {params.compute:q} --threads {threads} >{log} 2>&1"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
