@@ -10,7 +10,7 @@ import yaml
 
 from anisodiff.files import StageError
 
-MOST, DEEPEST = 1_000_000, 40  # values, and levels of them: aliases in YAML multiply what a file holds
+MOST, DEEPEST = 20_000, 40  # values, and levels of them: aliases in YAML multiply what a file holds
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # characters that no name and no option has
 
 
