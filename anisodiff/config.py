@@ -13,6 +13,7 @@ from anisodiff.download import to_fetch
 from anisodiff.files import StageError
 
 PREFIX = "configuration"
+TAKEN = {"rho": ("karras", "time-uniform"), "last_level": ("uniform", "warped")}  # keys of single grids
 FOLDERS = ("config", "fetched", "logs", "reference")  # beside those of the datasets
 
 
@@ -218,6 +219,18 @@ def _check_method(
     if (method["order"] or 0) > ORDERS.get(method["solver"], 1):
         most = ORDERS[method["solver"]]
         raise StageError(f"{where}.methods.{name}.order: {method['solver']} has orders 1 to {most}")
+    for key, grids in TAKEN.items():
+        if method[key] is not None and method["grid"] not in grids:
+            raise StageError(
+                f"{where}.methods.{name}.{key}: only the grids {' and '.join(grids)} take one: leave it out"
+            )
+    if search is not None and method["afs"] and search["analytic"] == "images":
+        of = lambda each: f"{each['solver']} of order {each['order'] or ORDERS.get(each['solver'], 1)}"  # noqa: E731
+        if of(method) != of(search):
+            raise StageError(
+                f"{where}.methods.{name}.search: {method['search']!r} chooses the analytic step by images of "
+                f"{of(search)}, this is {of(method)}: give it a search of its own"
+            )
     if (method["grid"] == "given") != (method["levels"] is not None):
         raise StageError(f"{where}.methods.{name}.levels: the grid 'given' needs them, and no other takes them")
     for nfe in nfes:
@@ -236,6 +249,11 @@ def _check_budget(
         raise StageError(
             f"{where}.searches.{method['search']}.points: {search['points']} are too few for {nfe} evaluations of "
             f"method {name!r}: give {budget.points} or more"
+        )
+    if search is not None and method["afs"] and search["analytic"] == "images" and nfe > search["analytic_nfe"]:
+        raise StageError(
+            f"{where}.searches.{method['search']}.analytic_nfe: {search['analytic_nfe']} is less than the {nfe} of "
+            f"method {name!r}: raise it, or choose the analytic step by costs"
         )
     if method["levels"] is not None:
         levels = method["levels"].get(str(nfe), [])

@@ -15,8 +15,8 @@ from torch import Tensor
 from anisodiff.denoiser import Denoiser
 from anisodiff.generation import start
 from anisodiff.geometry import from_chord
-from anisodiff.grids import Levels
-from anisodiff.singlestep import Problem, State
+from anisodiff.grids import Levels, at
+from anisodiff.singlestep import Problem, State, Step
 from anisodiff.solvers import SOLVERS, solve
 
 
@@ -160,6 +160,42 @@ def with_analytic_step(
     return found
 
 
+def joint_with_analytic_step(
+    cost: Float[Tensor, "n n"], analytic: Float[Tensor, "n n"], gamma: float = 1.15
+) -> dict[int, list[int]]:
+    """Cheapest ways whose first step is analytic, by number of steps, two or more; all their nodes are searched.
+
+    Args:
+        cost: see `shortest`.
+        analytic: costs of the analytic direction from the first node, which take the place of its own.
+        gamma: see `shortest`.
+    """
+    ways = shortest(torch.cat([analytic[:1], cost[1:]]), gamma)
+    return {steps: way for steps, way in ways.items() if steps > 1}
+
+
+def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectories, step: Step) -> dict[int, list[int]]:
+    """Ways of one step more, whose first, analytic step leads to the node from which a student's images come out best.
+
+    Each node before the next is tried; what counts is the mean distance of the student's last images to the teacher's
+    (the published code's choice).
+
+    Args:
+        ways: from `shortest`; ways of as many evaluations as steps.
+        trajectories: from `teach`.
+        step: the student's.
+    """
+    first, teacher = trajectories.states[0], trajectories.states[-1]
+    denoiser, labels = trajectories.problem.denoiser, trajectories.problem.labels
+
+    def off(way: list[int]) -> float:
+        end = solve(denoiser, first, at(trajectories.levels.nodes[way]), step, labels, analytic_first=True)
+        return float((end - teacher).flatten(1).norm(dim=1).mean())
+
+    tried = {steps: [[0, node, *way[1:]] for node in range(1, way[1])] for steps, way in ways.items()}
+    return {steps + 1: min(candidates, key=off) for steps, candidates in tried.items() if candidates}
+
+
 @dataclass(frozen=True)
 class Search:
     """What a search found.
@@ -167,12 +203,12 @@ class Search:
     Attributes:
         ways: number of steps -> nodes of the fine grid.
         analytic_ways: the same, where the first step is analytic.
-        seconds: of the teacher's trajectories, the costs and the dynamic programming.
+        seconds: of the teacher's trajectories, the costs, the dynamic programming, and the choice of the analytic step.
     """
 
     ways: dict[int, list[int]]
     analytic_ways: dict[int, list[int]]
-    seconds: tuple[float, float, float]
+    seconds: tuple[float, float, float, float]
 
 
 def search(
@@ -180,10 +216,13 @@ def search(
     noise: Float[Tensor, "b c h w"],
     levels: Levels,
     labels: Float[Tensor, "b k"] | None,
-    kind: str = "l2",
+    kind: str = "deviation",
     gamma: float = 1.15,
+    analytic: str = "costs",
+    student: Step | None = None,
+    most: int = 10,
 ) -> Search:
-    """The three parts in a row, timed.
+    """The parts in a row, timed: the teacher's trajectories, the costs, the ways.
 
     Args:
         denoiser: over the path.
@@ -192,13 +231,24 @@ def search(
         labels: one-hot classes.
         kind: of the costs.
         gamma: see `shortest`.
+        analytic: how the node after an analytic first step is chosen: by "images" of a student, by "costs" between the
+            nodes of a way, or "joint" with all others of the way.
+        student: step of the solver whose images count.
+        most: evaluations for which images are made.
     """
     began = time.perf_counter()
     trajectories = teach(denoiser, noise, levels, labels)
     taught = time.perf_counter()
-    cost, analytic = costs(trajectories, kind), costs(trajectories, kind, analytic=True)
+    cost, direction = costs(trajectories, kind), costs(trajectories, kind, analytic=True)
     measured = time.perf_counter()
     ways = shortest(cost, gamma)
-    analytic_ways = with_analytic_step(ways, cost, analytic, gamma)
-    seconds = (taught - began, measured - taught, time.perf_counter() - measured)
+    programmed = time.perf_counter()
+    if analytic == "images":
+        few = {steps: way for steps, way in ways.items() if steps <= most}
+        analytic_ways = analytic_step_by_images(few, trajectories, student)
+    elif analytic == "joint":
+        analytic_ways = joint_with_analytic_step(cost, direction, gamma)
+    else:
+        analytic_ways = with_analytic_step(ways, cost, direction, gamma)
+    seconds = (taught - began, measured - taught, programmed - measured, time.perf_counter() - programmed)
     return Search(ways, analytic_ways, seconds)

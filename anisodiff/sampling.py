@@ -25,6 +25,7 @@ from anisodiff.singlestep import State, Step
 from anisodiff.solvers import SOLVERS, solve
 
 PREVIEW = 64  # images of a range that are kept to look at
+LAST_LEVEL = 0.002  # mean level from which a path's grid takes its step to 0, where a method names no other
 
 
 def levels_of(
@@ -52,17 +53,19 @@ def levels_of(
     size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
     match method["grid"]:
         case "karras":
-            return grids.karras(budget.points, size, smallest, largest, method["rho"], budget.to_zero)
+            return grids.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.to_zero)
         case "log-snr":
             return grids.log_snr(budget.points, size, smallest, largest, budget.to_zero)
         case "time-uniform":
-            return grids.time_uniform(budget.points, size, smallest, largest, budget.to_zero)
+            rho = method["rho"] or 1.0
+            return grids.time_uniform(budget.points, size, smallest, largest, budget.to_zero, rho)
         case "searched":
             return searching.found_levels(search, budget, method["afs"])
         case "given":
             return grids.given(method["levels"][str(nfe)], size)
         case _:
-            return grids.uniform(path, budget.points, warp, budget.to_zero)
+            last = (method["last_level"] or LAST_LEVEL) if budget.to_zero else None
+            return grids.uniform(path, budget.points, warp, budget.to_zero, last)
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,7 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
                 for seed, image in zip(chosen, images.numpy(), strict=True):
                     keep(seed, image)
     seconds = time.monotonic() - began
+    last = levels.nodes[-2:].to(sampler.device)
     about = provenance(settings, sampler.abouts) | made
     about |= {
         "evaluations": (sampler.denoiser.evaluations - before) / batches,
@@ -280,6 +284,7 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
         "stopped_early": any(each.get("stopped_early", False) for each in sampler.abouts),
         "seconds": round(seconds, 2),
         "images_per_second": round(len(seeds) / seconds, 2),
+        "last_step": [float(f"{sampler.path.mean_log(each.square()).mean().div(2).exp():.4g}") for each in last],
     }
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
 

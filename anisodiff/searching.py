@@ -13,6 +13,7 @@ from anisodiff.denoiser import read_denoiser
 from anisodiff.files import StageError, provenance
 from anisodiff.generation import draw_for
 from anisodiff.grids import Levels
+from anisodiff.solvers import SOLVERS
 
 
 def search_levels(
@@ -27,7 +28,7 @@ def search_levels(
 
     Args:
         dataset: settings of the dataset.
-        settings: grid, points, images, seed, cost, gamma.
+        settings: grid, points, images, seed, cost, gamma, analytic, analytic_nfe, solver, order.
         network_file: the network.
         path_file: the path.
         output: safetensors file of the fine grid and the ways through it.
@@ -45,12 +46,20 @@ def search_levels(
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
     noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
     found = gits.search(
-        denoiser, noise, fine.to(compute.device).of(labels), labels, settings["cost"], settings["gamma"]
+        denoiser,
+        noise,
+        fine.to(compute.device).of(labels),
+        labels,
+        settings["cost"],
+        settings["gamma"],
+        settings["analytic"],
+        SOLVERS[settings["solver"]].of(settings["order"]),
+        settings["analytic_nfe"],
     )
     tensors = {"nodes": fine.nodes}
     for kind, ways in (("way", found.ways), ("analytic", found.analytic_ways)):
         tensors |= {f"{kind}-{steps}": torch.tensor(way) for steps, way in ways.items()}
-    parts = dict(zip(("trajectories", "costs", "programming"), found.seconds, strict=True))
+    parts = dict(zip(("trajectories", "costs", "programming", "analytic step"), found.seconds, strict=True))
     made = provenance({"dataset": dataset, "search": settings}, abouts)
     made |= {"search": True, "parts": parts, "made_on": compute.made_on()}
     checkpoints.save(output, tensors, made | {"device_seconds": round(time.monotonic() - began, 1)})

@@ -63,6 +63,8 @@ def distances(
                 "range": seed_range,
                 "images": total.count,
                 "evaluations": max(about["evaluations"] for about in abouts),
+                "last_from": abouts[0]["last_step"][0],
+                "last_to": abouts[0]["last_step"][1],
                 "distance": frechet.distance(total.gaussian, truth),
                 "features": features,
                 "kimg": abouts[0]["kimg"],
@@ -191,13 +193,15 @@ def search_page(searches: dict[str, Path]) -> str:
     """Seconds of every search's parts (GITS, Table 4); nothing where nothing was searched."""
     if not searches:
         return ""
-    rows = [["search", "trajectories, s", "costs, s", "programming, s", "noises", "points", "device"]]
+    rows = [
+        ["search", "trajectories, s", "costs, s", "programming, s", "analytic step, s", "noises", "points", "device"]
+    ]
     for name, file in searches.items():
         about = checkpoints.header(file)
         if not about.get("search"):
             raise StageError(f"{file}: holds no search: give the file of a search")
         parts, settings = about["parts"], about["settings"]["search"]
-        seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming")]
+        seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming", "analytic step")]
         rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])
     return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
 
@@ -218,6 +222,7 @@ class Page:
         by_method = rows.groupby("method")
         self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
         self.usual = tidy["version"].mode()[0]
+        self.rows = rows
 
     def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:
         cell = self.cell.get((method, nfe))
@@ -254,6 +259,7 @@ class Page:
             else "One seed range a cell: no spread is known.",
             "kimg: thousands of images the row's network has seen since the base checkpoint.",
         ]
+        notes.append(self._last_steps())
         unequal = self.tidy[self.tidy["evaluations"] != self.tidy["nfe"]]
         if len(unequal):
             spent = "; ".join(f"{row.method} {row.evaluations:g} of {row.nfe}" for row in unequal.itertuples())
@@ -263,6 +269,20 @@ class Page:
         if any(self.early[method] for method in self.methods):
             notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
         return notes
+
+    def _last_steps(self) -> str:
+        """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
+        steps: dict[str, dict[str, list[int]]] = {}
+        for row in self.rows.drop_duplicates(["method", "nfe"]).itertuples():
+            said = f"from {row.last_from:g} to 0" if row.last_to == 0 else f"to {row.last_to:g}"
+            steps.setdefault(said, {}).setdefault(row.method, []).append(row.nfe)
+        budgets = self.rows.groupby("method")["nfe"].nunique()
+
+        def named(method: str, nfes: list[int]) -> str:
+            return method if len(nfes) == budgets[method] else f"{method} at NFE {', '.join(map(str, sorted(nfes)))}"
+
+        rows = [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
+        return f"Last step, by the mean noise level: {'; '.join(rows)}."
 
     def markdown(self) -> str:
         table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])

@@ -149,7 +149,7 @@ def test_images_that_are_nan_are_no_cell(tmp_path, start):
     checkpoints.save(tmp_path / "network.safetensors", tensors, about)
     method = {
         "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None,
-        "rho": 7.0, "levels": None,
+        "rho": None, "last_level": None, "levels": None,
     }  # fmt: skip
     features = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
     with pytest.raises(StageError, match=r"^edm, NFE 3: the image of seed 4 is NaN or infinite: train"):

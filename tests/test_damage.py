@@ -17,7 +17,8 @@ from anisodiff.training import ResumeStore, Training
 
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
 METHOD = {
-    "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None, "rho": 7.0,
+    "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None, "rho": None,
+    "last_level": None,
     "levels": None,
 }  # fmt: skip
 

@@ -117,6 +117,50 @@ def test_the_analytic_step_leads_to_the_best_node(taught):
         assert float(analytic[0, way[1]] + 1.15 * cost[way[1], way[2]]) == best
 
 
+def test_the_joint_analytic_step_is_brute_force():
+    """Of all ways, with the analytic costs for the first step: never worse than the paper's choice, at times better."""
+    assert sorted(better_than_the_papers(seed) for seed in range(4))[-1]
+
+
+def better_than_the_papers(seed: int) -> bool:
+    count, gamma = 8, 1.15
+    generator = torch.Generator().manual_seed(seed)
+    cost, analytic = torch.rand(2, count, count, generator=generator, dtype=torch.float64)
+    cost = torch.where(torch.ones(count, count).triu(1) > 0, cost, torch.inf)
+    analytic = torch.where((torch.arange(count)[:, None] == 0) & (torch.arange(count) > 0), analytic, torch.inf)
+
+    def total(way) -> float:
+        first, *rest = itertools.pairwise(way)
+        return float(analytic[first]) + sum(gamma ** (k + 1) * float(cost[pair]) for k, pair in enumerate(rest))
+
+    found = gits.joint_with_analytic_step(cost, analytic, gamma)
+    papers = gits.with_analytic_step(gits.shortest(cost, gamma), cost, analytic, gamma)
+    assert found.keys() == set(range(2, count))
+    for steps, way in found.items():
+        every = [(0, *inner, count - 1) for inner in itertools.combinations(range(1, count - 1), steps - 1)]
+        assert tuple(way) == min(every, key=total)
+        assert steps not in papers or total(way) <= total(papers[steps])
+    return any(total(found[steps]) < total(way) for steps, way in papers.items())
+
+
+def test_the_analytic_step_by_images_is_the_best_of_all(taught):
+    """Every node before the way's next, by the last images of the student that will sample."""
+    model, noise, found = taught
+    step = SOLVERS["ipndm"].of(2)
+    ways = {steps: way for steps, way in gits.shortest(gits.costs(found)).items() if steps <= 3}
+    chosen = gits.analytic_step_by_images(ways, found, step)
+    first = start_of(model, noise, found.levels)
+    for steps, way in chosen.items():
+        assert [way[0], *way[2:]] == ways[steps - 1]
+        off = {}
+        for node in range(1, way[2]):
+            nodes = found.levels.nodes[[0, node, *way[2:]]]
+            end = solve(model, first, levels(nodes, nodes[1:], False), step, analytic_first=True)
+            off[node] = float((end - found.states[-1]).flatten(1).norm(dim=1).mean())
+        assert way[1] == min(off, key=off.get)
+    assert len(chosen) >= 2
+
+
 def test_the_published_levels_are_points_of_the_fine_grid():
     grid = karras(61, 1, 0.002, 80.0, denoise=False).nodes.flatten()
     near = lambda level: float((grid - level).abs().min()) < 6e-5  # noqa: E731
@@ -144,7 +188,8 @@ def test_euler_on_searched_levels_is_closer_to_the_truth_than_on_edms():
 @pytest.fixture(scope="module")
 def searched(start, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("search") / "search.safetensors"
-    settings = {"grid": "karras", "points": 21, "images": 16, "seed": 10**9, "cost": "l2", "gamma": 1.15}
+    settings = {"grid": "karras", "points": 21, "images": 16, "seed": 10**9, "cost": "l2", "gamma": 1.15,
+                "analytic": "costs", "analytic_nfe": 10, "solver": "ipndm", "order": None}  # fmt: skip
     searching.search_levels(DATASET, settings, start[0], start[1], output)
     return output
 
@@ -160,7 +205,7 @@ def test_levels_for_every_budget_from_one_file(searched):
     assert searching.found_levels(searched, Budget(5, True), False).is_to_zero(4)
     assert searching.found_levels(searched, Budget(5, False), True).steps == 4
     about = checkpoints.header(searched)
-    assert about["parts"].keys() == {"trajectories", "costs", "programming"}
+    assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
 
 
 def test_a_budget_larger_than_the_grid(searched):

@@ -48,7 +48,7 @@ def test_every_stage_describes_itself(command):
 
 
 def test_a_method_lists_its_solvers():
-    assert "dpmpp, unipc" in words(CliRunner().invoke(cli.app, ["sample", "--help"]).output)
+    assert "dpmpp, exp-ab, unipc" in words(CliRunner().invoke(cli.app, ["sample", "--help"]).output)
 
 
 def test_the_version_by_option_and_by_command():

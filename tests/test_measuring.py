@@ -25,7 +25,8 @@ SETTINGS = {
     "exact": ["kernel", "gaussian", "mixture"], "rank": 1000, "data": 200,
 }  # fmt: skip
 METHOD = {
-    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "to_zero": False, "rho": 7.0,
+    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "to_zero": False, "rho": None,
+    "last_level": None,
     "levels": None,
 }  # fmt: skip
 

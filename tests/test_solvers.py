@@ -1,5 +1,7 @@
 """On Gaussian data the flow's solution is known: `x(t) = x(T) sqrt((lambda + g(t)) / (lambda + g(T)))`."""
 
+import math
+
 import pytest
 import torch
 from exact import ExactGaussian
@@ -99,7 +101,15 @@ def test_one_step_by_hand(name):
     assert torch.allclose(state.z, expected, atol=1e-12)
 
 
-METHOD = {"order": None, "afs": False, "threshold": False, "to_zero": None, "rho": 7.0, "levels": None}
+METHOD = {
+    "order": None,
+    "afs": False,
+    "threshold": False,
+    "to_zero": None,
+    "rho": None,
+    "last_level": None,
+    "levels": None,
+}
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -146,6 +156,25 @@ def test_inner_points_are_half_way_in_the_index():
     warp = Warp(path, knots=5)
     t = torch.tensor([0.75, 0.25], dtype=torch.float64)
     assert torch.allclose(uniform(path, 3, warp, False).inner[:, 0], path(warp(t)[0]).sigma)
+
+
+@pytest.mark.parametrize("warped", [False, True])
+def test_a_paths_grid_ends_at_its_last_level_before_a_step_to_zero(warped):
+    """In the geometric mean over subspaces, so that the last evaluation has something to remove."""
+    path = unequal_path()
+    warp = Warp(path, knots=5) if warped else None
+    found = uniform(path, 4, warp, last=0.3)
+    assert float(path.mean_log(found.nodes[-2].square()) / 2) == pytest.approx(math.log(0.3))
+    assert torch.equal(found.nodes[0], uniform(path, 4, warp).nodes[0])
+    method = METHOD | {"solver": "midpoint", "grid": "uniform", "last_level": 0.3}
+    space = {"sigma_min": 0.002, "sigma_max": 80.0}
+    assert torch.equal(levels_of(method, 7, space, path).nodes, uniform(path, 4, last=0.3).nodes)
+    even = levels_of(method, 6, space, path)  # no step to 0: down to t = 0
+    assert torch.equal(even.nodes, uniform(path, 4, denoise=False).nodes)
+    deep = uniform(path, 4, last=1e-6)  # deeper than the path goes
+    assert torch.equal(deep.nodes, uniform(path, 4).nodes)
+    with pytest.raises(StageError, match="a last level of 9 is above the whole path: lower last_level"):
+        uniform(path, 4, last=9.0)
 
 
 def test_levels_must_fall():
