@@ -229,7 +229,7 @@ def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start
         finetuning.finetune(DATASET, settings, start[2], *start[:2], None, *outputs)
         made.append(weights(folder))
         last = json.loads((folder / "network.jsonl").read_text().splitlines()[-1])
-        saved, _ = read_denoiser(*outputs, DATASET["sigma_data"], CPU)
+        saved, _ = read_denoiser(*outputs, DATASET, CPU)
         guard = _heldout_guard(saved, Batches(DATASET, start[2], "cpu"), settings, schedule_of(settings))
         assert last["heldout"] == pytest.approx(guard.loss(), rel=1e-5)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])

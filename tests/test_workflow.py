@@ -10,8 +10,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
+import torch
 import yaml
 
 from anisodiff import checkpoints
@@ -144,6 +147,41 @@ def test_a_new_budget_samples_only_its_own_cells(finished):
     assert new == ["ani-warped/nfe7/0-63.safetensors", "edm/nfe7/0-63.safetensors"]
     restored = snakemake(finished, SHORT)
     assert restored.returncode == 0, restored.stderr
+
+
+def test_a_lost_cell_is_made_again_and_no_other(finished):
+    cells = finished / "results/digits/samples"
+    lost = cells / "edm/nfe3/0-63.safetensors"
+    before, times = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
+    lost.unlink()
+    assert jobs(finished, SHORT)["sample"] == 1
+    ran = snakemake(finished, SHORT)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert [path for path, time in times.items() if path.stat().st_mtime_ns != time] == [lost]
+    again, _ = checkpoints.load(lost)
+    lost.write_bytes(before)
+    first, _ = checkpoints.load(lost)
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items() if name != "seconds")
+    assert jobs(finished, SHORT) == {}
+
+
+def test_files_of_the_users_own_are_read_anew_when_they_change(tmp_path):
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    for folder in ("set", "models"):
+        (tmp_path / folder).mkdir()
+    picture = np.zeros((8, 8), dtype=np.uint8)
+    PIL.Image.fromarray(picture).save(tmp_path / "set/0.png")
+    shutil.copy(ROOT / BASE, tmp_path / "models/base.safetensors")
+    config = copy.deepcopy(SHORT)
+    config["datasets"]["digits"] |= {"images": {"url": "set"}, "base": {"url": "models/base.safetensors"}}
+    read = ["results/digits/images", "results/fetched/local/models/base.safetensors"]
+    ran = snakemake(tmp_path, config, *read)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert jobs(tmp_path, config, *read) == {}
+    PIL.Image.fromarray(picture).save(tmp_path / "set/1.png")
+    assert jobs(tmp_path, config, *read) == {"images": 1}
+    shutil.copy(ROOT / "config/checkpoints/digits/features.safetensors", tmp_path / "models/base.safetensors")
+    assert jobs(tmp_path, config, *read) == {"images": 1, "download": 1}
 
 
 def test_a_failed_job_says_why_and_leaves_nothing(folder):

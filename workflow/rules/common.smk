@@ -200,21 +200,23 @@ def manifests(dataset):
     ]
 
 
-def mark_lost_cells():
-    """Give a manifest that names a cell which is not there, or that cannot be read, the oldest of times: its job is run
-    again, and makes what is missing."""
-    for dataset in DATASETS:
-        for manifest in filter(Path.is_file, map(Path, manifests(dataset))):
-            try:
-                lost = any(not (manifest.parent / cell).is_file() for cell in json.loads(manifest.read_text()))
-            except (ValueError, TypeError):
-                lost = True
-            if lost:
-                os.utime(manifest, (0, 0))
+class LostCells(str):
+    """A manifest as a parameter that shows which of its cells are gone: cells are no outputs that Snakemake knows.
+
+    Snakemake compares and records parameters by `repr`, before and after a job: lost cells are made again, once.
+    """
+
+    def __repr__(self):
+        manifest = Path(self)
+        try:
+            cells = json.loads(manifest.read_bytes()) if manifest.is_file() else []
+            return repr([cell for cell in cells if not (manifest.parent / cell).is_file()])
+        except (ValueError, TypeError, RecursionError):
+            return repr([manifest.name])
 
 
-if workflow.is_main_process:
-    mark_lost_cells()
+def lost_cells(wildcards):
+    return LostCells(f"results/{wildcards.dataset}/samples/{wildcards.method}/{wildcards.first}-{wildcards.last}.json")
 
 
 def results_of(dataset):

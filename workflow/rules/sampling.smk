@@ -5,25 +5,6 @@
 # cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
 
 
-def manifest_file(wildcards):
-    return f"results/{wildcards.dataset}/samples/{wildcards.method}/{wildcards.first}-{wildcards.last}.json"
-
-
-class LostCells(str):
-    """A manifest as a parameter that shows which of its cells are gone: cells are no outputs that Snakemake knows.
-
-    Snakemake compares and records parameters by `repr`, before and after a job: lost cells are made again, once.
-    """
-
-    def __repr__(self):
-        manifest = Path(self)
-        try:
-            cells = json.loads(manifest.read_bytes()) if manifest.is_file() else []
-            return repr([cell for cell in cells if not (manifest.parent / cell).is_file()])
-        except (ValueError, TypeError, RecursionError):
-            return repr([manifest.name])
-
-
 METHOD_JSON = section("methods", "method", without=("network", "path", "warp", "search", "nfe"))
 
 
@@ -51,7 +32,7 @@ rule sample:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        lost=lambda wildcards: LostCells(manifest_file(wildcards)),
+        lost=lost_cells,
         nfe=lambda wildcards: option("nfe", budgets_at(wildcards.dataset, wildcards.method, wildcards.first)),
         grids=lambda wildcards, input: option("grid", input.grids),
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
