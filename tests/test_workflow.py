@@ -158,9 +158,9 @@ def test_a_lost_cell_is_made_again_and_no_other(finished):
     ran = snakemake(finished, SHORT)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert [path for path, time in times.items() if path.stat().st_mtime_ns != time] == [lost]
-    again, _ = checkpoints.load(lost)
+    again, _ = checkpoints.read(lost)
     lost.write_bytes(before)
-    first, _ = checkpoints.load(lost)
+    first, _ = checkpoints.read(lost)
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items() if name != "seconds")
     assert jobs(finished, SHORT) == {}
 
