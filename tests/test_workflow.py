@@ -166,7 +166,7 @@ def test_a_lost_cell_is_made_again_and_no_other(finished):
 
 
 def test_files_of_the_users_own_are_read_anew_when_they_change(tmp_path):
-    (tmp_path / "config").symlink_to(ROOT / "config")
+    shutil.copytree(ROOT / "config", tmp_path / "config")
     for folder in ("set", "models"):
         (tmp_path / folder).mkdir()
     picture = np.zeros((8, 8), dtype=np.uint8)

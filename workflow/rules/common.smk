@@ -200,23 +200,22 @@ def manifests(dataset):
     ]
 
 
-class LostCells(str):
-    """A manifest as a parameter that shows which of its cells are gone: cells are no outputs that Snakemake knows.
-
-    Snakemake compares and records parameters by `repr`, before and after a job: lost cells are made again, once.
-    """
-
-    def __repr__(self):
-        manifest = Path(self)
+def forget_lost_cells():
+    """Take away manifests that name a cell which is not there, or that cannot be read, so that their jobs run again and
+    make what is missing: cells are no outputs that Snakemake knows."""
+    for manifest in [Path(each) for dataset in DATASETS for each in manifests(dataset)]:
         try:
-            cells = json.loads(manifest.read_bytes()) if manifest.is_file() else []
-            return repr([cell for cell in cells if not (manifest.parent / cell).is_file()])
+            lost = manifest.is_file() and not all(
+                (manifest.parent / cell).is_file() for cell in json.loads(manifest.read_bytes())
+            )
         except (ValueError, TypeError, RecursionError):
-            return repr([manifest.name])
+            lost = True
+        if lost:
+            manifest.unlink(missing_ok=True)
 
 
-def lost_cells(wildcards):
-    return LostCells(f"results/{wildcards.dataset}/samples/{wildcards.method}/{wildcards.first}-{wildcards.last}.json")
+if workflow.is_main_process:
+    forget_lost_cells()
 
 
 def results_of(dataset):

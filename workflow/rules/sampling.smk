@@ -32,7 +32,6 @@ rule sample:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        lost=lost_cells,
         nfe=lambda wildcards: option("nfe", budgets_at(wildcards.dataset, wildcards.method, wildcards.first)),
         grids=lambda wildcards, input: option("grid", input.grids),
         batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
