@@ -25,7 +25,7 @@ from anisodiff.singlestep import State, Step
 from anisodiff.solvers import SOLVERS, solve
 
 PREVIEW = 64  # images of a range that are kept to look at
-LAST_LEVEL = 0.002  # mean level from which a path's grid takes its step to 0, where a method names no other
+LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
 
 
 def levels_of(
