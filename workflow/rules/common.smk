@@ -3,6 +3,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -15,7 +16,7 @@ from anisodiff.config import basis_of, load_schema, resolve
 from anisodiff.config_text import check_text
 from anisodiff.datasets import BUILT_IN
 from anisodiff.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
-from anisodiff.files import StageError
+from anisodiff.files import StageError, write_text
 
 try:
     if workflow.is_main_process:
@@ -200,22 +201,32 @@ def manifests(dataset):
     ]
 
 
-def forget_lost_cells():
-    """Take away manifests that name a cell which is not there, or that cannot be read, so that their jobs run again and
-    make what is missing: cells are no outputs that Snakemake knows."""
-    for manifest in [Path(each) for dataset in DATASETS for each in manifests(dataset)]:
+def lost_file(manifest):
+    """A note of the cells that a manifest names and that are not there. Cells are no outputs that Snakemake knows, but
+    their note is an input: a new one makes the job run again, once."""
+    return Path(manifest).with_suffix(".lost")
+
+
+def note_lost_cells():
+    """Write the note of each manifest with lost cells, or that cannot be read, unless one waits for its job already."""
+    for manifest in [Path(each) for dataset in DATASETS for each in manifests(dataset) if Path(each).is_file()]:
         try:
-            lost = manifest.is_file() and not all(
-                (manifest.parent / cell).is_file() for cell in json.loads(manifest.read_bytes())
-            )
+            lost = [cell for cell in json.loads(manifest.read_bytes()) if not (manifest.parent / cell).is_file()]
         except (ValueError, TypeError, RecursionError):
-            lost = True
-        if lost:
-            manifest.unlink(missing_ok=True)
+            lost = ["the manifest itself, which cannot be read"]
+        note = lost_file(manifest)
+        noted = note.is_file() and note.stat().st_mtime > manifest.stat().st_mtime
+        if lost and not noted:
+            write_text(note, "\n".join([f"lost, seen {time.ctime()}", *lost, ""]))
+
+
+def lost_cells(wildcards):
+    note = lost_file("results/{dataset}/samples/{method}/{first}-{last}.json".format(**wildcards))
+    return [str(note)] if note.is_file() else []
 
 
 if workflow.is_main_process:
-    forget_lost_cells()
+    note_lost_cells()
 
 
 def results_of(dataset):

@@ -17,6 +17,7 @@ rule sample:
             )
         ),
         features=features_file,
+        lost=lost_cells,
     output:
         "results/{dataset}/samples/{method}/{first}-{last}.json",
     log:
