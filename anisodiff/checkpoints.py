@@ -96,6 +96,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("versions", "commits"), _are_texts),
     **dict.fromkeys(("config", "made_on"), lambda value: isinstance(value, dict)),
     "stopped_early": lambda value: isinstance(value, bool),
+    "last_step": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
 }  # what stages take from the headers of files that may come from outside
 
 

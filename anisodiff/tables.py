@@ -55,6 +55,7 @@ def distances(
             raise StageError(
                 f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
             )
+        last = abouts[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
         rows.append(
             {
                 "dataset": dataset,
@@ -63,8 +64,8 @@ def distances(
                 "range": seed_range,
                 "images": total.count,
                 "evaluations": max(about["evaluations"] for about in abouts),
-                "last_from": abouts[0]["last_step"][0],
-                "last_to": abouts[0]["last_step"][1],
+                "last_from": last[0],
+                "last_to": last[1],
                 "distance": frechet.distance(total.gaussian, truth),
                 "features": features,
                 "kimg": abouts[0]["kimg"],
@@ -259,7 +260,8 @@ class Page:
             else "One seed range a cell: no spread is known.",
             "kimg: thousands of images the row's network has seen since the base checkpoint.",
         ]
-        notes.append(self._last_steps())
+        if steps := self._last_steps():
+            notes.append(f"Last step, by the mean noise level: {'; '.join(steps)}.")
         unequal = self.tidy[self.tidy["evaluations"] != self.tidy["nfe"]]
         if len(unequal):
             spent = "; ".join(f"{row.method} {row.evaluations:g} of {row.nfe}" for row in unequal.itertuples())
@@ -270,10 +272,11 @@ class Page:
             notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
         return notes
 
-    def _last_steps(self) -> str:
+    def _last_steps(self) -> list[str]:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
         steps: dict[str, dict[str, list[int]]] = {}
-        for row in self.rows.drop_duplicates(["method", "nfe"]).itertuples():
+        known = self.rows.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
+        for row in sorted(known.itertuples(), key=lambda row: list(self.methods).index(row.method)):
             said = f"from {row.last_from:g} to 0" if row.last_to == 0 else f"to {row.last_to:g}"
             steps.setdefault(said, {}).setdefault(row.method, []).append(row.nfe)
         budgets = self.rows.groupby("method")["nfe"].nunique()
@@ -281,8 +284,7 @@ class Page:
         def named(method: str, nfes: list[int]) -> str:
             return method if len(nfes) == budgets[method] else f"{method} at NFE {', '.join(map(str, sorted(nfes)))}"
 
-        rows = [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
-        return f"Last step, by the mean noise level: {'; '.join(rows)}."
+        return [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
 
     def markdown(self) -> str:
         table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])

@@ -92,9 +92,9 @@ def test_the_ladder_has_every_solver_and_its_jobs(tmp_path):
     utils.update_config(config, configuration("config/ladder.yaml"))
     dataset = resolve(config, SCHEMA)["datasets"]["digits"]
     solvers = {method["solver"] for method in dataset["methods"].values()}
-    assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "ipndm"}
+    assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "exp-ab", "ipndm"}
     (tmp_path / "config").symlink_to(ROOT / "config")
     found = jobs(tmp_path, config)
     del found["all"], found["download"]
     assert planning.jobs(dataset) == found
-    assert found["search"] == 3
+    assert found["search"] == 4

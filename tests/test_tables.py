@@ -19,8 +19,9 @@ def shard(folder, method, nfe, seeds, features, **changes):
     about = {
         "settings": {"nfe": nfe, "seeds": list(seeds)}, "evaluations": nfe, "kimg": 12.0, "stopped_early": False,
         "seconds": 1.0, "versions": ["1"], "commits": ["abc"], "device_seconds": 7200.0,
-        "made_on": {"device": "a GPU", "host": "n1"}, **changes,
+        "made_on": {"device": "a GPU", "host": "n1"}, "last_step": [0.03, 0.0], **changes,
     }  # fmt: skip
+    about = {key: value for key, value in about.items() if value is not None}  # early versions say less
     cell = folder / method / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
     checkpoints.save(cell, statistics.tensors() | {"preview": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, about)
     manifest = folder / method / f"{seeds[0]}-{seeds[1]}.json"
@@ -41,7 +42,7 @@ def results(tmp_path):
         for first in (0, 10, 20, 30):
             made = shard(tmp_path, method, 9, (first, first + 9), normal(shift))
             if first < 20:
-                early = {"stopped_early": True, "versions": ["0", "1"]} if method == "first" else {}
+                early = {"stopped_early": True, "versions": ["0", "1"], "last_step": None} if method == "first" else {}
                 shard(tmp_path, method, 11, (first, first + 9), normal(shift), **early)
             manifests.append(made)
     tables.distances("toy", tmp_path / "reference.safetensors", manifests, 20, "digits-cnn", tmp_path / "d.csv")
@@ -77,6 +78,7 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
     assert "kimg" in page
     assert "20 images a seed range" in page
     assert "Mean ± standard deviation (N - 1) over 2 ranges at NFE 9; one seed range elsewhere." in page
+    assert "Last step, by the mean noise level: second, first at NFE 9 from 0.03 to 0.\n" in page
     tex = (results / "table.tex").read_text()
     assert tex.count("\\textbf") == 2
     assert tex.count("&") == 3 * 7
@@ -91,7 +93,7 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
 )  # fmt: skip
 def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes):
     row = {
-        "dataset": "toy", "method": "edm", "nfe": 3, "range": 0, "images": 32, "evaluations": 3.0, "distance": 1.5,
+        "dataset": "toy", "method": "edm", "nfe": 3, "range": 0, "images": 32, "evaluations": 3.0, "distance": 1.5, "last_from": 0.002, "last_to": 0.0,
         "features": "digits-cnn", "kimg": 0.0, "stopped_early": False, "seconds": 1.0, "training_seconds": 0.0,
         "device": "CPU", "host": "vm", "version": "0.1.0+5f31bfa4", "commit": "91d8ae6613fe",
     } | changes  # fmt: skip

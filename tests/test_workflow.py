@@ -271,7 +271,7 @@ def test_the_profiles_are_found_by_name(tmp_path, profile):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     total = int(re.search(r"^total +(\d+)$", found.stdout + found.stderr, re.M)[1])
-    assert total == {"local": 53, "slurm": 1758}[profile]
+    assert total == {"local": 53, "slurm": 1942}[profile]
 
 
 def test_no_slurm_on_this_machine_is_one_line(tmp_path):
