@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from anisodiff.files import StageError, Stopped, provenance, version
-from anisodiff.launch import launch
+from anisodiff.storage.files import StageError, Stopped, provenance, version
+from anisodiff.training.launch import launch
 
 SCHEMA = Path(__file__).parents[1] / "workflow/schemas/config.schema.yaml"
 ENTRY = "datasets.<name>"
@@ -35,14 +35,14 @@ PAGE = "Every key of the settings is described in config/README.md and checked b
 @functools.cache
 def _schema() -> dict[str, Any] | None:
     """The configuration's; None where the package is installed without the workflow."""
-    from anisodiff.config import load_schema
+    from anisodiff.experiment.config import load_schema
 
     return load_schema(SCHEMA) if SCHEMA.is_file() else None
 
 
 def _filled(text: str | None) -> str | None:
     """Put what the schema lets a key be in the place of its `{key}`, when help is asked for and not before."""
-    from anisodiff.config import choices
+    from anisodiff.experiment.config import choices
 
     def of(key: re.Match) -> str:
         return "see config/README.md" if _schema() is None else choices(_schema(), key[1])
@@ -149,7 +149,7 @@ def download(
     offline: Annotated[bool, typer.Option(help="Do not use the network.")] = False,
 ) -> None:
     """Get a published file, with resume and retries, and refuse it if its hash differs."""
-    from anisodiff.download import fetch
+    from anisodiff.data.download import fetch
 
     fetch(url, output, sha256, md5, lock, mirror, offline)
 
@@ -160,7 +160,7 @@ def convert(
     output: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
 ) -> None:
     """Turn a pickled network of EDM's into safetensors, without running anything in it."""
-    from anisodiff import checkpoints
+    from anisodiff.storage import checkpoints
 
     checkpoints.convert(source, output)
 
@@ -176,11 +176,11 @@ def images(
     md5: Annotated[str | None, typer.Option(help="Hex digest, where only that is published.")] = None,
 ) -> None:
     """Read a data set (EDM zip, folder or zip of images, CIFAR archive) into a memory-mapped folder."""
-    from anisodiff import datasets
-    from anisodiff.download import check
+    from anisodiff.data import sources
+    from anisodiff.data.download import check
 
     check(Path(source), source, sha256, md5)
-    datasets.make_images(source, output, resolution, transform, workers)
+    sources.make_images(source, output, resolution, transform, workers)
 
 
 @app.command(rich_help_panel=DATA)
@@ -192,9 +192,9 @@ def archive(
     workers: Workers = 1,
 ) -> None:
     """Write a data set as EDM's dataset zip: uncompressed PNGs and dataset.json."""
-    from anisodiff import datasets
+    from anisodiff.data import sources
 
-    datasets.make_zip(source, output, resolution, transform, workers)
+    sources.make_zip(source, output, resolution, transform, workers)
 
 
 @app.command(rich_help_panel=TRAINING)
@@ -210,7 +210,7 @@ def pretrain(
 ) -> None:
     """Train a base network from nothing with EDM's loss."""
     launch(processes, machines, threads)
-    from anisodiff import finetuning
+    from anisodiff.stages import finetuning
 
     finetuning.pretrain(dataset, settings, images, output, _compute(compute, max(1, threads // processes)))
 
@@ -224,7 +224,8 @@ def train_features(
     threads: Threads = 1,
 ) -> None:
     """Train the digits classifier whose features the demo's distance uses."""
-    from anisodiff import checkpoints, frechet
+    from anisodiff.metrics import frechet
+    from anisodiff.storage import checkpoints
 
     _compute(compute, threads).begin()
     network, accuracy = frechet.train_digits_cnn(settings, images)
@@ -241,7 +242,8 @@ def basis(
     threads: Threads = 1,
 ) -> None:
     """Principal subspaces of the training images: global, per class, or clustered."""
-    from anisodiff import checkpoints, initial_paths
+    from anisodiff.stages import initial_paths
+    from anisodiff.storage import checkpoints
 
     _compute({}, threads).begin()
     made = initial_paths.principal_basis(dataset, settings, images)
@@ -257,7 +259,8 @@ def make_path(
     basis: BasisFile = None,
 ) -> None:
     """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
-    from anisodiff import checkpoints, initial_paths
+    from anisodiff.stages import initial_paths
+    from anisodiff.storage import checkpoints
 
     path = initial_paths.initial_path(dataset, settings, images, basis)
     checkpoints.save_path(output, path, **provenance({"dataset": dataset, "path": settings}))
@@ -280,7 +283,7 @@ def finetune(
 ) -> None:
     """Finetune a network with EDM's loss, or network and path with trajectory-level score matching."""
     launch(processes, machines, threads)
-    from anisodiff import finetuning
+    from anisodiff.stages import finetuning
 
     outputs = (output_network, output_path)
     computing = _compute(compute, max(1, threads // processes))
@@ -299,7 +302,7 @@ def warp(
     threads: Threads = 1,
 ) -> None:
     """Learn the time warp of a path."""
-    from anisodiff import finetuning
+    from anisodiff.stages import finetuning
 
     finetuning.learn_warp(dataset, settings, images, network, path, output, _compute(compute, threads))
 
@@ -315,7 +318,7 @@ def search(
     threads: Threads = 1,
 ) -> None:
     """Search levels for every budget along a teacher's trajectories (GITS)."""
-    from anisodiff import searching
+    from anisodiff.stages import searching
 
     searching.search_levels(dataset, settings, network, path, output, _compute(compute, threads))
 
@@ -335,7 +338,7 @@ def throughput(
     threads: Threads = 1,
 ) -> None:
     """Time sampling and training on this machine, for the plan."""
-    from anisodiff.throughput import measure
+    from anisodiff.stages.throughput import measure
 
     extractor = (features_kind, features)
     measure(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
@@ -352,7 +355,7 @@ def reference(
     threads: Threads = 1,
 ) -> None:
     """Feature statistics of the data."""
-    from anisodiff import sampling
+    from anisodiff.stages import sampling
 
     sampling.reference(images, (features_kind, features), published, output, _compute(compute, threads))
 
@@ -376,7 +379,7 @@ def sample(
     threads: Threads = 1,
 ) -> None:
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
-    from anisodiff import sampling
+    from anisodiff.stages import sampling
 
     files, extractor = [network, path, *grid], (features_kind, features)
     seeds, computing = (first, last), _compute(compute, threads)
@@ -397,7 +400,7 @@ def trajectory(
     threads: Threads = 1,
 ) -> None:
     """Record states and denoised estimates of a few images along a method's grid."""
-    from anisodiff import sampling
+    from anisodiff.stages import sampling
 
     sampling.trajectory(dataset, method, nfe, range(images), [network, path, *grid], output, _compute(compute, threads))
 
@@ -414,7 +417,7 @@ def geometry(
     threads: Threads = 1,
 ) -> None:
     """Measure the shape of a network's trajectories over a path, and of closed-form denoisers' beside them."""
-    from anisodiff import measuring
+    from anisodiff.stages import measuring
 
     measuring.measure(dataset, settings, images, network, path, output, _compute(compute, threads))
 
@@ -437,7 +440,7 @@ def convergence(
     threads: Threads = 1,
 ) -> None:
     """Frechet distance of a method's states, and of their denoised estimates, at every node of its grid."""
-    from anisodiff.convergence import follow
+    from anisodiff.stages.convergence import follow
 
     files, extractor = [network, path, *grid], (features_kind, features)
     follow(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
@@ -453,7 +456,7 @@ def distance(
     manifests: Annotated[list[Path], typer.Argument(help="Manifests of the sampling jobs.")],
 ) -> None:
     """Frechet distance of every cell and seed range."""
-    from anisodiff import tables
+    from anisodiff.report import tables
 
     tables.distances(dataset, reference, manifests, images, features_kind, output)
 
@@ -470,7 +473,7 @@ def evaluate(
     threads: Threads = 1,
 ) -> None:
     """Print the Frechet distance of images from outside, as JSON."""
-    from anisodiff import sampling
+    from anisodiff.stages import sampling
 
     network = (features_kind, features)
     found = sampling.evaluate(source, reference, network, resolution, transform, _compute(compute, threads))
@@ -486,7 +489,7 @@ def table(
     searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
-    from anisodiff import tables
+    from anisodiff.report import tables
 
     tables.table(distances, methods, output, ladder, {name: Path(file) for name, file in searches.items()})
 
@@ -497,7 +500,7 @@ def geometry_table(
     output: Annotated[Path, typer.Option(help="Folder for geometry.csv and geometry.md.")],
 ) -> None:
     """The shape of trajectories: a row for each denoiser over each path."""
-    from anisodiff import geometry_table as page
+    from anisodiff.report import geometry_table as page
 
     page.write({name: Path(file) for name, file in files.items()}, output)
 
@@ -509,7 +512,7 @@ def plot(
     output: Annotated[Path, typer.Option(help="Folder for SVG and PNG figures.")],
 ) -> None:
     """Every figure of a dataset."""
-    from anisodiff import plots
+    from anisodiff.report import plots
 
     plots.make(table, settings, output)
 
@@ -520,9 +523,9 @@ def report(
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
 ) -> None:
     """Put tables and figures on one page that opens offline."""
-    from anisodiff import report as page
+    from anisodiff.report import html_page
 
-    page.write(results, output)
+    html_page.write(results, output)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -532,7 +535,7 @@ def publish(
     output: Annotated[Path, typer.Option(help="Folder to fill.")],
 ) -> None:
     """Copy tables and figures to where they can be committed, with what made them."""
-    from anisodiff import publishing
+    from anisodiff.stages import publishing
 
     publishing.publish(results, settings, output)
 
@@ -540,8 +543,8 @@ def publish(
 @app.command(rich_help_panel=HELP)
 def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of anisodiff.")]) -> None:
     """Print the config and provenance of a network, path, warp or cell, and its sha256, as JSON."""
-    from anisodiff import checkpoints
-    from anisodiff.files import digest
+    from anisodiff.storage import checkpoints
+    from anisodiff.storage.files import digest
 
     typer.echo(json.dumps(checkpoints.header(file) | {"sha256": digest(file)}, indent=1, sort_keys=True))
 
@@ -549,7 +552,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A safetensors file of ani
 @app.command(rich_help_panel=HELP)
 def verify(results: Annotated[Path, typer.Argument(help="Folder of results; everything below it is read.")]) -> None:
     """Check a tree of results: name what is damaged, missing, orphaned, left over, of another version; and the mend."""
-    from anisodiff import verifying
+    from anisodiff.stages import verifying
 
     if not verifying.verify(results):
         raise typer.Exit(1)
@@ -558,7 +561,7 @@ def verify(results: Annotated[Path, typer.Argument(help="Folder of results; ever
 @app.command("describe-config", rich_help_panel=HELP)
 def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
     """Print the page of every configuration key."""
-    from anisodiff.config import describe, load_schema
+    from anisodiff.experiment.config import describe, load_schema
 
     typer.echo(describe(load_schema(schema)), nl=False)
 

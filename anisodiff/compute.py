@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from anisodiff import parallel
-from anisodiff.files import StageError
+from anisodiff.storage.files import StageError
+from anisodiff.training import parallel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)

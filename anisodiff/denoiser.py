@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anisodiff.compute import Compute
-from anisodiff.files import StageError
-from anisodiff.networks import RawNetwork
-from anisodiff.paths import BatchPath, NoisePath, edm_path
+from anisodiff.networks.unets import RawNetwork
+from anisodiff.paths.noise_path import BatchPath, NoisePath, edm_path
+from anisodiff.storage.files import StageError
 
 
 class Denoiser(nn.Module):
@@ -118,7 +118,7 @@ def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str,
 
 
 def _own_sigma_data(about: dict[str, Any], name: Path | str) -> float:
-    from anisodiff import checkpoints
+    from anisodiff.storage import checkpoints
 
     found = checkpoints.sigma_data_of(about)
     if found is None:
@@ -140,7 +140,7 @@ def read_denoiser(
     Raises:
         StageError: the network is for images of another size, or for other data (see `check_dataset`).
     """
-    from anisodiff import checkpoints
+    from anisodiff.storage import checkpoints
 
     network, about = checkpoints.load_network(network_file)
     path, path_about = checkpoints.load_path(path_file)
@@ -164,7 +164,7 @@ def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
     Raises:
         StageError: there is no such file, or it holds no network, or it does not say its sigma_data.
     """
-    from anisodiff import checkpoints
+    from anisodiff.storage import checkpoints
 
     network, about = checkpoints.load_network(path)
     return Denoiser(network, edm_path(network.shape[-1]), _own_sigma_data(about, path)).to(device).eval()

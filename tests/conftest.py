@@ -13,14 +13,16 @@ torch.set_num_threads(1)  # the tensors are small
 
 from runs import DATASET, NETWORK, RUN  # noqa: E402
 
-from anisodiff import checkpoints, datasets, finetuning, initial_paths  # noqa: E402
+from anisodiff.data import sources  # noqa: E402
+from anisodiff.stages import finetuning, initial_paths  # noqa: E402
+from anisodiff.storage import checkpoints  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """The digits as a folder of images."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    datasets.make_images("digits", folder)
+    sources.make_images("digits", folder)
     return folder
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.paths import NoisePath
+from anisodiff.paths.noise_path import NoisePath
 
 
 class Exact(Denoiser):

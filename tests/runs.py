@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from anisodiff import checkpoints
+from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
 DATASET = {

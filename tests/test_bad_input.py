@@ -14,10 +14,15 @@ from PIL import Image
 from runs import DATASET, ROOT, RUN
 from safetensors.torch import save_file
 
-from anisodiff import checkpoints, cli, datasets, download, frechet, geometry_table, sampling, tables
+from anisodiff import cli
 from anisodiff.compute import Compute
-from anisodiff.files import StageError, atomic, digest
-from anisodiff.pickles import load_edm
+from anisodiff.data import download, sources
+from anisodiff.metrics import frechet
+from anisodiff.report import geometry_table, tables
+from anisodiff.stages import sampling
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError, atomic, digest
+from anisodiff.storage.pickles import load_edm
 
 EDM = ROOT / "tests/data/edm"
 
@@ -226,7 +231,7 @@ def test_the_commit_of_another_repository_is_not_ours(tmp_path):
         subprocess.run([*git, *command], check=True)
 
     def said(folder: Path) -> str:
-        script = "from anisodiff.files import commit; print(commit())"
+        script = "from anisodiff.storage.files import commit; print(commit())"
         environment = os.environ | {"PYTHONPATH": str(folder)}
         return subprocess.run(
             [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
@@ -295,7 +300,7 @@ def test_labels_that_are_missing(start, tmp_path):
     for index in range(80):
         (tmp_path / "set").mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"set/{index}.png")
-    datasets.make_images(str(tmp_path / "set"), tmp_path / "images")
+    sources.make_images(str(tmp_path / "set"), tmp_path / "images")
     failed = finetune((*start[:2], tmp_path / "images"), tmp_path, RUN)
     assert "the images have no labels: set labels to false, or give a labelled source" in one_line(failed)
 

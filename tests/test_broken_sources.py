@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anisodiff import datasets
-from anisodiff.files import StageError
+from anisodiff.data import sources
+from anisodiff.storage.files import StageError
 
 
 def png(side: int = 8) -> bytes:
@@ -36,7 +36,7 @@ def zipped(file: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_DEF
 
 def refused(source: Path, tmp_path: Path, says: str, workers: int = 1) -> None:
     with pytest.raises(StageError, match=says) as error:
-        datasets.make_images(str(source), tmp_path / "images", workers=workers)
+        sources.make_images(str(source), tmp_path / "images", workers=workers)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "images").exists()
 
@@ -83,8 +83,8 @@ def test_a_member_that_is_larger_than_it_says(tmp_path, packing, monkeypatch):
     file = zipped(tmp_path / "set.zip", {"a.png": bytes(2**25)}, packing)
     patched(file, 22, 24, struct.pack("<I", 100))
     taken = []
-    real = datasets.shutil.copyfileobj
-    monkeypatch.setattr(datasets.shutil, "copyfileobj", lambda *each: taken.append(each[1]) or real(*each))
+    real = sources.shutil.copyfileobj
+    monkeypatch.setattr(sources.shutil, "copyfileobj", lambda *each: taken.append(each[1]) or real(*each))
     refused(file, tmp_path, r"set\.zip: a\.png is corrupt")
     assert len(taken[0].getvalue()) <= 100
 
@@ -137,7 +137,7 @@ def test_files_that_are_no_sound_images(tmp_path, content, says, monkeypatch):
     with (tmp_path / "set/a.png").open("wb") as file:
         file.write(content or b"")
         if content is None:
-            file.truncate(datasets.LARGEST + 1)
+            file.truncate(sources.LARGEST + 1)
     refused(tmp_path / "set", tmp_path, rf"set/a\.png: {says}")
 
 
@@ -233,6 +233,6 @@ def die(_: str) -> np.ndarray:
 
 
 def test_a_worker_that_dies_is_named(tmp_path):
-    source = datasets.Source("set", ["a.png"], None, die)
+    source = sources.Source("set", ["a.png"], None, die)
     with pytest.raises(StageError, match=r"set: a worker died \(out of memory\?\): give fewer workers, or more memory"):
-        list(datasets.read_all(source, workers=2))
+        list(sources.read_all(source, workers=2))

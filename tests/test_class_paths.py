@@ -4,18 +4,21 @@ import pytest
 import torch
 from exact import Exact
 
-from anisodiff import checkpoints, data, grids, solvers
-from anisodiff.data import Images
+from anisodiff.data import image_sets
+from anisodiff.data.image_sets import Images
 from anisodiff.denoiser import Denoiser
-from anisodiff.files import StageError
-from anisodiff.generation import generate
-from anisodiff.initial_paths import coefficient_variances, initial_path
-from anisodiff.losses import edm_loss, tlsm_loss
-from anisodiff.path_gradient import flow_derivative
-from anisodiff.paths import NoisePath, Warp
-from anisodiff.pca import PcaSubspaces, cluster, components, principal_subspaces
-from anisodiff.schedules import KnotSchedule, karras_logs
-from anisodiff.subspaces import Subspaces, dct_matrix, partition
+from anisodiff.grids import fixed
+from anisodiff.objectives.losses import edm_loss, tlsm_loss
+from anisodiff.objectives.path_gradient import flow_derivative
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.principal import PcaSubspaces, cluster, components, principal_subspaces
+from anisodiff.paths.schedules import KnotSchedule, karras_logs
+from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
+from anisodiff.solvers import registry
+from anisodiff.solvers.generation import generate
+from anisodiff.stages.initial_paths import coefficient_variances, initial_path
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
 
 SIDE, CHANNELS = 4, 2
 LOW_FIRST, HIGH_FIRST = (3.0, 9.0), (9.0, 3.0)  # exponents: which subspace's noise falls first
@@ -109,12 +112,12 @@ def test_opposite_schedules_are_not_mixed_up_in_sampling():
     shape, seeds = (CHANNELS, SIDE, SIDE), range(12)
 
     def images(of: NoisePath, step) -> tuple[torch.Tensor, torch.Tensor]:
-        found = generate(Denoiser(network, of), grids.uniform(of, 4), step, seeds, shape, 2, 5)
+        found = generate(Denoiser(network, of), fixed.uniform(of, 4), step, seeds, shape, 2, 5)
         return torch.cat([pixels for _, pixels in found])
 
     labels = torch.tensor([int(torch.randint(2, (), generator=_after_noise(seed, shape))) for seed in seeds])
     assert 0 < labels.sum() < len(labels)
-    for solver in (*(solvers.SOLVERS[name].of() for name in solvers.SOLVERS),):
+    for solver in (*(registry.SOLVERS[name].of() for name in registry.SOLVERS),):
         mixed = images(path, solver)
         first, second = images(alone(path, 0), solver), images(alone(path, 1), solver)
         own = torch.where(labels[:, None, None, None] == 0, first, second)
@@ -148,7 +151,7 @@ def test_without_labels_a_class_path_is_refused():
     with pytest.raises(StageError, match="no common time to warp"):
         Warp(path)
     with pytest.raises(StageError, match="levels for each class"):
-        grids.uniform(path, 3).of(None)
+        fixed.uniform(path, 3).of(None)
 
 
 def dct_vectors() -> torch.Tensor:
@@ -170,9 +173,9 @@ def test_principal_subspaces_spanned_by_low_dct_modes_are_the_block_partition():
             Denoiser(network, block), x0, dct(eps), t, None, 0.7, None if probes is None else dct(probes[0])[None]
         )
         assert torch.allclose(a, b, rtol=1e-9)
-    levels = grids.uniform(block, 5)
+    levels = fixed.uniform(block, 5)
     images = [
-        path.to_pixels(solvers.solve(Denoiser(network, path), path.from_pixels(x0), levels)) for path in (ours, block)
+        path.to_pixels(registry.solve(Denoiser(network, path), path.from_pixels(x0), levels)) for path in (ours, block)
     ]
     assert torch.allclose(*images, atol=1e-9)
     g = block(t).g.detach()
@@ -248,7 +251,7 @@ def test_covariances_keep_their_digits_where_the_mean_is_large():
 
 
 def test_images_alike_in_a_subspace_have_no_spectral_path(tmp_path):
-    with data.writing(tmp_path / "flat", 60, (1, SIDE, SIDE)) as (pixels, about):
+    with image_sets.writing(tmp_path / "flat", 60, (1, SIDE, SIDE)) as (pixels, about):
         pixels[:] = torch.arange(200, 260).clip(max=255)[:, None, None, None].numpy()
         about |= {"labels": [0] * 60, "classes": 0}
     dataset = {"heldout": 0, "g_min": 1e-9, "sigma_max": 80.0}
@@ -324,7 +327,7 @@ def test_the_exact_score_of_a_gaussian_on_principal_subspaces():
     start, end = path(torch.tensor([1.0])).g, path(torch.tensor([0.0])).g
     exact = path.scale(z, ((1 + end) / (1 + start)).sqrt()).detach()
     errors = [
-        float((solvers.solve(model, z, grids.uniform(path, points, denoise=False)) - exact).abs().max())
+        float((registry.solve(model, z, fixed.uniform(path, points, denoise=False)) - exact).abs().max())
         for points in (17, 33)
     ]
     assert errors[1] < errors[0] / 3.5

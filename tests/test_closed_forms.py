@@ -5,8 +5,8 @@ import torch
 from exact import ExactMixture
 from test_solvers import unequal_path
 
-from anisodiff.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
-from anisodiff.data import Images, to_unit
+from anisodiff.data.image_sets import Images, to_unit
+from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
 
 SIDE = 4
 

@@ -11,9 +11,12 @@ import torch
 from runs import DATASET, ROOT
 from safetensors.torch import save_file
 
-from anisodiff import checkpoints, cli, files, sampling, tables, verifying
-from anisodiff.files import StageError
-from anisodiff.training import ResumeStore, Training
+from anisodiff import cli
+from anisodiff.report import tables
+from anisodiff.stages import sampling, verifying
+from anisodiff.storage import checkpoints, files
+from anisodiff.storage.files import StageError
+from anisodiff.training.loop import ResumeStore, Training
 
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
 METHOD = {

@@ -15,8 +15,8 @@ import standin
 import torch
 from PIL import Image
 
-from anisodiff import data, datasets
-from anisodiff.files import StageError
+from anisodiff.data import image_sets, sources
+from anisodiff.storage.files import StageError
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-32x32.zip"
 
@@ -32,9 +32,9 @@ def png(image: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def load(source, tmp_path, **options) -> data.Images:
-    datasets.make_images(str(source), tmp_path / "images", **options)
-    return data.load(tmp_path / "images")
+def load(source, tmp_path, **options) -> image_sets.Images:
+    sources.make_images(str(source), tmp_path / "images", **options)
+    return image_sets.load(tmp_path / "images")
 
 
 def test_edms_zip_is_read(tmp_path):
@@ -47,7 +47,7 @@ def test_edms_zip_is_read(tmp_path):
 
 def test_a_written_zip_is_read_back(tmp_path):
     source = standin.save_cifar(tmp_path / "cifar-10-python.tar.gz", 50)
-    datasets.make_zip(str(source), tmp_path / "written.zip")
+    sources.make_zip(str(source), tmp_path / "written.zip")
     with zipfile.ZipFile(tmp_path / "written.zip") as archive:
         assert all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
         assert archive.namelist()[0] == "00000/img00000000.png"
@@ -160,15 +160,15 @@ KINDS = {"BMP": "RGB", "GIF": "P", "JPEG": "RGB", "JPEG2000": "RGB", "PNG": "RGB
 
 
 def test_every_format_is_read_by_every_name(tmp_path, capsys):
-    assert set(KINDS) == set(datasets.FORMATS)
+    assert set(KINDS) == set(sources.FORMATS)
     for kind, mode in KINDS.items():
-        for extension in datasets.FORMATS[kind]:
+        for extension in sources.FORMATS[kind]:
             (tmp_path / "set").mkdir(exist_ok=True)
             Image.new(mode, (16, 16), 9 if mode == "P" else (9, 9, 9)).save(
                 tmp_path / f"set/a{extension.upper()}", kind
             )
     images = load(tmp_path / "set", tmp_path)
-    assert len(images) == len(datasets.EXTENSIONS)
+    assert len(images) == len(sources.EXTENSIONS)
     assert images.shape == (3, 16, 16)
     assert capsys.readouterr().err.count("left out") == 0
 
@@ -279,12 +279,12 @@ def test_crop_and_resize_are_edms():
     """The rules of EDM's tool written out: the centred square, Lanczos, and grey made RGB by the crop alone."""
     rgb = standin.pictures(1, 64)[0][:, :41]  # 64 high, 41 wide
     expected = Image.fromarray(rgb[11:52]).resize((16, 16), Image.Resampling.LANCZOS)
-    assert np.array_equal(datasets.fit(rgb, 16, "center-crop"), np.array(expected))
+    assert np.array_equal(sources.fit(rgb, 16, "center-crop"), np.array(expected))
     squeezed = Image.fromarray(rgb).resize((16, 16), Image.Resampling.LANCZOS)
-    assert np.array_equal(datasets.fit(rgb, 16, "none"), np.array(squeezed))
-    assert datasets.fit(rgb[:, :, 0], 16, "center-crop").shape == (16, 16, 3)
-    assert datasets.fit(rgb[:, :, 0], 16, "none").shape == (16, 16)
-    assert datasets.fit(rgb, None, "none") is rgb
+    assert np.array_equal(sources.fit(rgb, 16, "none"), np.array(squeezed))
+    assert sources.fit(rgb[:, :, 0], 16, "center-crop").shape == (16, 16, 3)
+    assert sources.fit(rgb[:, :, 0], 16, "none").shape == (16, 16)
+    assert sources.fit(rgb, None, "none") is rgb
 
 
 @pytest.mark.parametrize("name", ["center-crop-wide", "center-crop-dhariwal", "center_crop", "Center-Crop", ""])
@@ -409,13 +409,13 @@ def test_a_truncated_archive(tmp_path):
 def test_the_folder_is_mapped_and_replaced_in_one_move(tmp_path):
     first = load("digits", tmp_path)
     assert len(first) == 1797
-    hashes = json.loads(data.about(tmp_path / "images").read_text())["sha256"]
-    with pytest.raises(StageError), data.writing(tmp_path / "images", 3, (1, 8, 8)):
+    hashes = json.loads(image_sets.about(tmp_path / "images").read_text())["sha256"]
+    with pytest.raises(StageError), image_sets.writing(tmp_path / "images", 3, (1, 8, 8)):
         raise StageError("stopped")
-    assert json.loads(data.about(tmp_path / "images").read_text())["sha256"] == hashes
+    assert json.loads(image_sets.about(tmp_path / "images").read_text())["sha256"] == hashes
     assert [each.name for each in tmp_path.iterdir()] == ["images"]
     with pytest.raises(StageError, match="run the stage `images`"):
-        data.load(tmp_path / "other")
+        image_sets.load(tmp_path / "other")
 
 
 def test_subsets_hold_rows_not_copies(tmp_path):
@@ -447,7 +447,7 @@ def test_conversion_on_the_command_line(tmp_path):
         [*command, "archive", "--source", source, "--resolution", "8", "--output", written], check=True
     )  # fmt: skip
     subprocess.run([*command, "images", "--source", written, "--output", tmp_path / "images"], check=True)
-    assert data.load(tmp_path / "images").shape == (3, 8, 8)
+    assert image_sets.load(tmp_path / "images").shape == (3, 8, 8)
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the real CIFAR-10 zip in shared/data beside the checkout")
@@ -455,5 +455,5 @@ def test_the_real_cifar10(tmp_path):
     images = load(REAL, tmp_path, workers=2)
     assert len(images) == 50_000
     assert torch.bincount(images.labels).tolist() == [5000] * 10
-    means = data.to_unit(images.pixels[:5000]).mean((0, 2, 3))
+    means = image_sets.to_unit(images.pixels[:5000]).mean((0, 2, 3))
     assert torch.allclose(means, torch.tensor([-0.017, -0.036, -0.107]), atol=0.02)

@@ -8,19 +8,21 @@ import torch
 from runs import DATASET, RUN
 
 import anisodiff
-from anisodiff import checkpoints, data, finetuning
 from anisodiff.compute import Compute
+from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser, read_denoiser
-from anisodiff.files import StageError
-from anisodiff.generation import start
-from anisodiff.grids import karras
-from anisodiff.losses import edm_loss
-from anisodiff.networks import SongUNet
-from anisodiff.path_gradient import flow_derivative
-from anisodiff.paths import NoisePath, edm_path
-from anisodiff.schedules import KnotSchedule, karras_logs
-from anisodiff.solvers import heun, solve
-from anisodiff.subspaces import Subspaces, partition
+from anisodiff.grids.fixed import karras
+from anisodiff.networks.unets import SongUNet
+from anisodiff.objectives.losses import edm_loss
+from anisodiff.objectives.path_gradient import flow_derivative
+from anisodiff.paths.noise_path import NoisePath, edm_path
+from anisodiff.paths.schedules import KnotSchedule, karras_logs
+from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.solvers.generation import start
+from anisodiff.solvers.registry import heun, solve
+from anisodiff.stages import finetuning
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
 
 SIGMA_DATA = 0.7
 
@@ -190,7 +192,7 @@ def test_a_network_is_used_with_the_sigma_data_it_was_trained_with(tmp_path, nam
     checkpoints.save(tmp_path / "base.safetensors", tensors, about)
     loaded = anisodiff.load_denoiser(tmp_path / "base.safetensors")
     assert loaded.sigma_data == 0.75
-    x0 = data.to_unit(data.load(start[2]).pixels[:64])
+    x0 = image_sets.to_unit(image_sets.load(start[2]).pixels[:64])
     noisy = x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         error = (loaded(noisy, 0.1) - x0).square().mean().sqrt()

@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import anisodiff
-from anisodiff import checkpoints
-from anisodiff.pickles import load_edm
+from anisodiff.storage import checkpoints
+from anisodiff.storage.pickles import load_edm
 
 EDM = Path(__file__).parent / "data/edm"
 NAMES = ["ddpmpp-uncond-16", "ncsnpp-cond-16", "adm-cond-16"]

@@ -6,13 +6,14 @@ import pytest
 import torch
 from test_solvers import unequal_path
 
-from anisodiff import geometry, gits
-from anisodiff.closed_forms import GaussianDenoiser, KernelDenoiser
-from anisodiff.data import Images
-from anisodiff.grids import at_mean_levels, karras, levels
-from anisodiff.paths import edm_path
-from anisodiff.singlestep import Problem, State, euler
-from anisodiff.solvers import SOLVERS, solve
+from anisodiff.data.image_sets import Images
+from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
+from anisodiff.grids import gits
+from anisodiff.grids.fixed import at_mean_levels, karras, levels
+from anisodiff.metrics import geometry
+from anisodiff.paths.noise_path import edm_path
+from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.singlestep import Problem, State, euler
 
 SIDE = 4
 SIZE = SIDE**2

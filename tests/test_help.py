@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from anisodiff import cli
-from anisodiff.files import version
+from anisodiff.storage.files import version
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anisodiff import data
-from anisodiff.files import StageError
+from anisodiff.data import image_sets
+from anisodiff.storage.files import StageError
 
 SHAPE = (1, 4, 4)
 
 
 def write(folder: Path, value: int, count: int = 3) -> None:
-    with data.writing(folder, count, SHAPE) as (add, described):
+    with image_sets.writing(folder, count, SHAPE) as (add, described):
         fill(add, described, value, count)
 
 
@@ -31,14 +31,14 @@ def fill(add, described: dict, value: int, count: int = 3) -> None:
 def test_writers_of_one_folder_do_not_meet(tmp_path):
     """The orphan of a killed run and its successor: each is whole when it is done, and the last one stays."""
     folder = tmp_path / "images"
-    with data.writing(folder, 3, SHAPE) as (add, described):
+    with image_sets.writing(folder, 3, SHAPE) as (add, described):
         add(np.full(SHAPE, 1, np.uint8))
         write(folder, 2)
-        assert (data.load(folder).pixels == 2).all()
+        assert (image_sets.load(folder).pixels == 2).all()
         add(np.full(SHAPE, 1, np.uint8))
         add(np.full(SHAPE, 1, np.uint8))
         described |= {"labels": [1, 1, 1], "classes": 2}
-    assert (data.load(folder).pixels == 1).all()
+    assert (image_sets.load(folder).pixels == 1).all()
     assert [each.name for each in tmp_path.iterdir()] == ["images"]
 
 
@@ -59,29 +59,29 @@ def test_processes_that_finish_at_once_leave_one_whole_folder(tmp_path):
     for each in racing:
         each.join(60)
     assert [each.exitcode for each in racing] == [0, 0]
-    images = data.load(folder)
+    images = image_sets.load(folder)
     assert images.pixels.unique().tolist() == images.labels.unique().tolist()
     assert [each.name for each in tmp_path.iterdir()] == ["images"]
 
 
 def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path):
     folder = tmp_path / "images"
-    killed = data.writing(folder, 3, SHAPE)
+    killed = image_sets.writing(folder, 3, SHAPE)
     killed.__enter__()  # and never left
     (left,) = tmp_path.iterdir()
     with pytest.raises(StageError, match="run the stage `images`"):
-        data.load(folder)
+        image_sets.load(folder)
     write(folder, 1)
     assert left.is_dir()  # it may be somebody's
     for each in (left, *left.rglob("*")):
-        os.utime(each, (time.time() - 2 * data.ABANDONED,) * 2)
+        os.utime(each, (time.time() - 2 * image_sets.ABANDONED,) * 2)
     write(folder, 2)
     assert not left.exists()
 
 
 def test_a_writer_whose_place_is_removed_says_so(tmp_path):
     def write_and_remove() -> None:
-        with data.writing(tmp_path / "images", 3, SHAPE) as (add, described):
+        with image_sets.writing(tmp_path / "images", 3, SHAPE) as (add, described):
             fill(add, described, 1)
             shutil.rmtree(next(tmp_path.iterdir()))
 
@@ -97,21 +97,21 @@ def test_a_flipped_bit_is_noticed(tmp_path, monkeypatch, name, large):
     if large:
         monkeypatch.setattr(data, "ALWAYS_HASHED", 0)
     write(folder, 1)
-    data.load(folder)
+    image_sets.load(folder)
     with (folder / f"{name}.npy").open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"\3")
     with pytest.raises(StageError, match=rf"images: {name}\.npy is not what the stage .*: delete it and run again"):
-        data.load(folder)
+        image_sets.load(folder)
 
 
 def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "ALWAYS_HASHED", 0)
     folder = tmp_path / "images"
     write(folder, 1)
-    data.load(folder)
+    image_sets.load(folder)
     monkeypatch.setattr(data, "digest", lambda _: pytest.fail("hashed again"))
-    assert (data.load(folder).pixels == 1).all()
+    assert (image_sets.load(folder).pixels == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
 def test_a_folder_that_is_described_wrongly(tmp_path, described):
     folder = tmp_path / "images"
     write(folder, 1)
-    data.about(folder).write_bytes(described if isinstance(described, bytes) else described.encode())
+    image_sets.about(folder).write_bytes(described if isinstance(described, bytes) else described.encode())
     with pytest.raises(StageError, match=r"images: .*run"):
-        data.load(folder)
+        image_sets.load(folder)
 
 
 def test_a_disk_that_will_be_full_is_said_at_the_start(tmp_path, monkeypatch):
@@ -141,9 +141,9 @@ def test_a_disk_that_fills_while_images_are_written(tmp_path):
     full = """
 import pathlib, shutil
 shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9)
-from anisodiff import data
+from anisodiff.data import image_sets
 try:
-    with data.writing(pathlib.Path(FOLDER), 100, (3, 32, 32)) as (add, _):
+    with image_sets.writing(pathlib.Path(FOLDER), 100, (3, 32, 32)) as (add, _):
         for _ in range(100):
             add([[[0] * 32] * 32] * 3)
 except OSError as error:

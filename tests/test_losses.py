@@ -5,10 +5,10 @@ import pytest
 import torch
 from exact import ExactGaussian
 
-from anisodiff.losses import tlsm_loss, warp_loss
-from anisodiff.paths import NoisePath, Warp
-from anisodiff.schedules import KnotSchedule, LogLinear, karras_logs, spectral_curve, speed
-from anisodiff.subspaces import Subspaces, partition
+from anisodiff.objectives.losses import tlsm_loss, warp_loss
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.schedules import KnotSchedule, LogLinear, karras_logs, spectral_curve, speed
+from anisodiff.paths.subspaces import Subspaces, partition
 
 G_MIN, G_MAX, C = 1e-9, 6400.0, 0.5
 SIDE = 4

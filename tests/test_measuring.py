@@ -8,15 +8,19 @@ import pytest
 import torch
 from runs import DATASET
 
-from anisodiff import checkpoints, frechet, geometry_figures, geometry_table, gits, grids, measuring, plots, sampling
-from anisodiff.convergence import follow
-from anisodiff.data import to_uint8
+from anisodiff.data.image_sets import to_uint8
 from anisodiff.denoiser import Denoiser
-from anisodiff.files import StageError
-from anisodiff.generation import draw
-from anisodiff.generation import start as start_of
-from anisodiff.grids import levels
-from anisodiff.solvers import SOLVERS, solve
+from anisodiff.grids import fixed, gits
+from anisodiff.grids.fixed import levels
+from anisodiff.metrics import frechet
+from anisodiff.report import geometry_figures, geometry_table, plots
+from anisodiff.solvers.generation import draw
+from anisodiff.solvers.generation import start as start_of
+from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.stages import measuring, sampling
+from anisodiff.stages.convergence import follow
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
 
 ROOT = Path(__file__).parents[1]
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
@@ -44,7 +48,7 @@ def test_network_is_measured_in_batches_as_one(start, measured):
     network, _ = checkpoints.load_network(start[0])
     path, _ = checkpoints.load_path(start[1])
     model = Denoiser(network, path, DATASET["sigma_data"])
-    fine, means = grids.at_mean_levels(path, 13, DATASET["sigma_min"], DATASET["sigma_max"])
+    fine, means = fixed.at_mean_levels(path, 13, DATASET["sigma_min"], DATASET["sigma_max"])
     noise, labels = draw(range(5, 45), network.shape, network.classes)
     states = gits.teach(model, noise, fine, labels, solver="euler").states.flatten(2).double()
     chord = torch.nn.functional.normalize(states[0] - states[-1], dim=1)
@@ -124,13 +128,13 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     network, _ = checkpoints.load_network(start[0])
     path, _ = checkpoints.load_path(start[1])
     model = Denoiser(network, path, DATASET["sigma_data"])
-    whole = grids.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], denoise=False)
+    whole = fixed.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], denoise=False)
     cut = levels(whole.nodes[:3], whole.inner[:2], True)
     extract = frechet.FEATURES["digits-cnn"](FEATURES[1], "cpu")
     noise, labels = draw(range(50), network.shape, network.classes)
     # order 1 on the step to 0: that is the jump
     z = start_of(model, noise, cut, labels)
-    before = solve(model, z, grids.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].of(), labels)
+    before = solve(model, z, fixed.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].of(), labels)
     clean = model.denoise(before, cut.nodes[2].square(), labels)
     statistics = frechet.FeatureStatistics(64)
     statistics.add(extract(to_uint8(path.to_pixels(clean))))

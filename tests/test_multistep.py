@@ -8,9 +8,11 @@ import torch
 from test_path_gradient import mixture_over
 from test_solvers import SIDE, gaussian, measured_orders, unequal_path
 
-from anisodiff.files import StageError
-from anisodiff.grids import Levels, VpTime, at, given, karras, log_snr, time_uniform, uniform
-from anisodiff.multistep import (
+from anisodiff.grids.fixed import Levels, VpTime, at, given, karras, log_snr, time_uniform, uniform
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.schedules import KnotSchedule
+from anisodiff.paths.subspaces import Subspaces
+from anisodiff.solvers.multistep import (
     ADAMS_BASHFORTH,
     _phi,
     weights_in_sigma,
@@ -18,11 +20,9 @@ from anisodiff.multistep import (
     weights_of_equal_steps,
     weights_of_estimates,
 )
-from anisodiff.paths import NoisePath
-from anisodiff.schedules import KnotSchedule
-from anisodiff.singlestep import Problem, State
-from anisodiff.solvers import SOLVERS, solve
-from anisodiff.subspaces import Subspaces
+from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.singlestep import Problem, State
+from anisodiff.storage.files import StageError
 
 OF_ESTIMATES = ("dpmpp", "exp-ab", "unipc", "unipc-bh1")
 

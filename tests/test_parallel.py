@@ -10,10 +10,10 @@ import pytest
 import torch
 from runs import ROOT, RUN, command, weights
 
-from anisodiff import checkpoints
-from anisodiff.files import StageError
-from anisodiff.launch import launch
-from anisodiff.training import ResumeStore, Schedule, Training, train
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
+from anisodiff.training.launch import launch
+from anisodiff.training.loop import ResumeStore, Schedule, Training, train
 
 PIECES = RUN | {"kimg": 0.64, "micro_batch": 8, "save_seconds": 300}
 

@@ -8,14 +8,15 @@ from exact import ExactMixture
 from runs import DATASET, RUN
 from torch import nn
 
-from anisodiff import checkpoints, finetuning
 from anisodiff.denoiser import Denoiser
-from anisodiff.files import StageError
-from anisodiff.losses import tlsm_loss
-from anisodiff.path_gradient import flow_derivative
-from anisodiff.paths import NoisePath
-from anisodiff.schedules import KnotSchedule
-from anisodiff.subspaces import Subspaces, partition
+from anisodiff.objectives.losses import tlsm_loss
+from anisodiff.objectives.path_gradient import flow_derivative
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.schedules import KnotSchedule
+from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.stages import finetuning
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
 
 SIDE = 2  # four dimensions in two subspaces
 

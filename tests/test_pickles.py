@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from anisodiff import checkpoints, pickles
-from anisodiff.files import StageError
-from anisodiff.pickles import load_edm, load_plain
+from anisodiff.storage import checkpoints, pickles
+from anisodiff.storage.files import StageError
+from anisodiff.storage.pickles import load_edm, load_plain
 
 EDM = Path(__file__).parent / "data/edm"
 GOOD = EDM / "ddpmpp-uncond-16.pkl"

@@ -9,9 +9,10 @@ import yaml
 from runs import DATASET, RUN
 from test_workflow import jobs
 
-from anisodiff import planning, throughput
 from anisodiff.compute import Compute
-from anisodiff.config import load_schema, resolve
+from anisodiff.experiment import planning
+from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.stages import throughput
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from anisodiff import report
-from anisodiff.captions import FIGURES, HEADLINE
-from anisodiff.files import StageError
+from anisodiff.report import html_page
+from anisodiff.report.captions import FIGURES, HEADLINE
+from anisodiff.storage.files import StageError
 
 ROOT = Path(__file__).parents[1]
 TABLE = """\
@@ -44,8 +44,8 @@ def run(tmp_path) -> Path:
 
 
 def made(tmp_path: Path, *folders: Path) -> str:
-    report.write(folders, tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    html_page.write(folders, tmp_path / "page.html")
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def figures(page: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_from_outside(run, tmp_path):
 
 
 def test_a_tables_cells_are_text_with_the_best_in_bold():
-    page = report.html(TABLE)
+    page = html_page.html(TABLE)
     assert "<td>ani&lt;script&gt;</td><td>uniform</td>" in page
     assert '<td class="number"><strong>3.85</strong> †</td><td class="number">1.06</td>' in page
     assert '<th class="number">NFE 7</th>' in page
@@ -82,7 +82,7 @@ def test_geometry_is_shown_where_it_was_measured(run, tmp_path):
 
 
 def test_a_heavy_drawing_is_shown_as_pixels(run, tmp_path):
-    (run / "plots" / f"{HEADLINE}.svg").write_text("x" * (report.HEAVY + 1))
+    (run / "plots" / f"{HEADLINE}.svg").write_text("x" * (page.HEAVY + 1))
     assert figures(made(tmp_path, run))[0] == f"png of {HEADLINE}"
     (run / "plots" / "learned-levels.svg").unlink()
     assert figures(made(tmp_path, run))[1] == "png of learned-levels"
@@ -94,7 +94,7 @@ def test_an_unfinished_run_is_named(run, tmp_path, name):
         file.unlink()
     with pytest.raises(StageError, match=r"digits.*: run the workflow until it has"):
         made(tmp_path, run)
-    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_every_figure_has_a_title_and_a_caption():

@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anisodiff.files import StageError
-from anisodiff.paths import NoisePath, Warp
-from anisodiff.schedules import (
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.schedules import (
     FixedSchedule,
     KnotSchedule,
     LogLinear,
@@ -16,7 +15,8 @@ from anisodiff.schedules import (
     spectral_curve,
     speed,
 )
-from anisodiff.subspaces import Subspaces, partition
+from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.storage.files import StageError
 
 thetas = st.lists(st.floats(-6, 6), min_size=4, max_size=12)
 common = settings(deadline=None, max_examples=60)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anisodiff.config import load_schema, resolve
-from anisodiff.download import place
-from anisodiff.files import StageError
+from anisodiff.data.download import place
+from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.storage.files import StageError
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 

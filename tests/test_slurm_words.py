@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anisodiff import slurm
+from anisodiff.experiment import slurm
 
 STARTED = """\
 Building DAG of jobs...

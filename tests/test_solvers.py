@@ -7,15 +7,15 @@ import torch
 from exact import ExactGaussian
 from test_path_gradient import mixture_over
 
-from anisodiff.budgets import spend
-from anisodiff.files import StageError
-from anisodiff.grids import Levels, karras, uniform
-from anisodiff.paths import NoisePath, Warp
-from anisodiff.sampling import levels_of
-from anisodiff.schedules import KnotSchedule
-from anisodiff.singlestep import Problem, State
-from anisodiff.solvers import SOLVERS, solve
-from anisodiff.subspaces import Subspaces, partition
+from anisodiff.experiment.budgets import spend
+from anisodiff.grids.fixed import Levels, karras, uniform
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.schedules import KnotSchedule
+from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.singlestep import Problem, State
+from anisodiff.stages.sampling import levels_of
+from anisodiff.storage.files import StageError
 
 SIDE = 4
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anisodiff import progress
+from anisodiff.report import progress
 
 ROOT = Path(__file__).parents[1]
 BARS = (

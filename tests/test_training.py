@@ -15,13 +15,14 @@ import torch
 import yaml
 from runs import DATASET, ROOT, RUN, command, weights
 
-from anisodiff import checkpoints, finetuning
 from anisodiff.compute import CPU
-from anisodiff.config import load_schema, resolve
 from anisodiff.denoiser import read_denoiser
-from anisodiff.files import StageError
-from anisodiff.training import Guard, ResumeStore, Schedule, Training, _lines_to, train
-from anisodiff.work import Batches, _heldout_guard, schedule_of
+from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.stages import finetuning
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
+from anisodiff.training.jobs import Batches, _heldout_guard, schedule_of
+from anisodiff.training.loop import Guard, ResumeStore, Schedule, Training, _lines_to, train
 
 
 def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from anisodiff import checkpoints
+from anisodiff.storage import checkpoints
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 

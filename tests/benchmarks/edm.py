@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from anisodiff.compute import DTYPES
-from anisodiff.networks import SongUNet
+from anisodiff.networks.unets import SongUNet
 
 CIFAR10 = {  # EDM's 55.7M-parameter network for CIFAR-10, class-conditional, DDPM++
     "img_resolution": 32, "in_channels": 3, "out_channels": 3, "label_dim": 10, "augment_dim": 9,

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.generation import start
-from anisodiff.grids import uniform
-from anisodiff.losses import edm_loss, tlsm_loss
-from anisodiff.networks import SongUNet
-from anisodiff.paths import NoisePath
-from anisodiff.schedules import KnotSchedule, karras_logs
-from anisodiff.solvers import midpoint, solve
-from anisodiff.subspaces import Subspaces, dct_matrix, partition
+from anisodiff.grids.fixed import uniform
+from anisodiff.networks.unets import SongUNet
+from anisodiff.objectives.losses import edm_loss, tlsm_loss
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.schedules import KnotSchedule, karras_logs
+from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
+from anisodiff.solvers.generation import start
+from anisodiff.solvers.registry import midpoint, solve
 
 SHAPE = (3, 32, 32)
 

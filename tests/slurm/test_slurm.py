@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from anisodiff import checkpoints
+from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/slurm/digits.yaml"

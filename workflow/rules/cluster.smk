@@ -4,7 +4,7 @@ import shlex
 import shutil
 import subprocess
 
-from anisodiff import slurm
+from anisodiff.experiment import slurm
 
 CLUSTER = CONFIG["cluster"]
 USES_GPU = (

@@ -10,13 +10,13 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
-from anisodiff import planning
-from anisodiff.budgets import budgets, grid_nfe, strip_methods
-from anisodiff.config import basis_of, load_schema, resolve
-from anisodiff.config_text import check_text
-from anisodiff.datasets import BUILT_IN
-from anisodiff.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
-from anisodiff.files import StageError, write_text
+from anisodiff.experiment import planning
+from anisodiff.experiment.budgets import budgets, grid_nfe, strip_methods
+from anisodiff.experiment.config import basis_of, load_schema, resolve
+from anisodiff.experiment.config_text import check_text
+from anisodiff.data.sources import BUILT_IN
+from anisodiff.data.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
+from anisodiff.storage.files import StageError, write_text
 
 try:
     if workflow.is_main_process:

@@ -3,7 +3,7 @@ import atexit
 import threading
 import time
 
-from anisodiff import progress
+from anisodiff.report import progress
 
 EVERY = 20  # seconds between two lines of progress
 

@@ -1,0 +1,179 @@
+"""Denoisers in closed form: the optimum for the images of a data set, and for Gaussians fitted to them.
+
+They have the face of `Denoiser`, over any path that all images share, and compute in float64.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anisodiff.data.image_sets import Images, to_unit
+from anisodiff.denoiser import Denoiser
+from anisodiff.metrics.frechet import FeatureStatistics
+from anisodiff.paths.noise_path import NoisePath
+
+CHUNK = 4096  # images at a time in double precision
+
+
+class ClosedForm(Denoiser):
+    """A denoiser given by its estimate; levels are the same for all images of a batch.
+
+    Args:
+        path: without schedules or bases of single classes.
+    """
+
+    def __init__(self, path: NoisePath):
+        super().__init__(nn.Identity(), path)
+
+    def estimate(self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Tensor | None) -> Tensor:
+        """Mean of the clean coefficients given noisy ones, all in float64."""
+        raise NotImplementedError
+
+    def denoise(
+        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        self.evaluations += 1
+        return self.estimate(z.to(torch.float64), g.to(torch.float64), labels).to(z.dtype)
+
+    def flow(
+        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        exact = z.to(torch.float64)
+        return self.path.scale(self.denoise(exact, g, labels) - exact, g.rsqrt()).to(z.dtype)
+
+
+class KernelDenoiser(ClosedForm):
+    """The optimal denoiser for the images as they are: their mean, weighted by their likelihoods given the noisy image
+    (arXiv:2506.10177, Eq. 9; a mean shift whose bandwidth is the noise). With labels, over the images of the class.
+
+    Args:
+        path: the noise path.
+        images: the data; kept in memory in float32.
+        device: where.
+    """
+
+    def __init__(self, path: NoisePath, images: Images, device: str = "cpu"):
+        super().__init__(path)
+        self.to(device)
+        parts = [(path.from_pixels(to_unit(pixels.to(device))), labels) for pixels, labels in images.parts(CHUNK)]
+        self.images = torch.cat([part for part, _ in parts])
+        self.classes = torch.cat([labels for _, labels in parts]).to(device, torch.float64)
+        self.energies = torch.cat([path.inner(part, part) for part in self._exact()])  # squared norms [N, J]
+
+    def _exact(self) -> Iterator[Tensor]:
+        return (part.to(torch.float64) for part in self.images.split(CHUNK))
+
+    def log_weights(
+        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b n"]:
+        """Log of each image's share in the estimate."""
+        scaled = self.path.scale(z.to(torch.float64), 1 / g).flatten(1)
+        products = torch.cat([scaled @ part.flatten(1).T for part in self._exact()], dim=1)
+        logits = products - (self.energies @ (1 / g.to(torch.float64)).T / 2).T
+        if labels is not None:
+            logits = logits.masked_fill(labels.to(torch.float64) @ self.classes.T == 0, -torch.inf)
+        return logits.log_softmax(1)
+
+    def mean(self, log_weights: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        """The images' mean with these weights."""
+        weights = log_weights.exp().split(CHUNK, dim=1)
+        found = sum(share @ part.flatten(1) for share, part in zip(weights, self._exact(), strict=True))
+        return found.reshape(-1, *self.images.shape[1:])
+
+    def estimate(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
+        return self.mean(self.log_weights(z, g, labels))
+
+    def log_density(self, x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, " b"]:
+        """Of the kernel estimate of the data with this bandwidth, but for a constant (`p_h` of Proposition 3)."""
+        return (-self._distances(x).square() / (2 * sigma**2)).logsumexp(1)
+
+    def nearest(self, x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b k c h w"]:
+        """The data's nearest images, in coefficients."""
+        return self.images[self._distances(x).topk(count, dim=1, largest=False).indices]
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """To each of the images, `[B, N]`."""
+        flat = x.to(torch.float64).flatten(1)
+        return torch.cat([torch.cdist(flat, part.flatten(1)) for part in self._exact()], dim=1)
+
+
+class GaussianDenoiser(ClosedForm):
+    """The optimal denoiser for a mixture of Gaussians of low rank, `sum_k share_k N(mean_k, W_k^T W_k)`
+    (arXiv:2506.10177, Proposition 4 for one of them). With labels, that of the class alone.
+
+    Args:
+        path: the noise path.
+        means: in pixels, `[K, C, H, W]`.
+        factors: rows of W_k in pixels: principal directions, as long as their standard deviations, `[K, r, C, H, W]`.
+        shares: of the components, `[K]`.
+    """
+
+    def __init__(
+        self,
+        path: NoisePath,
+        means: Float[Tensor, "k c h w"],
+        factors: Float[Tensor, "k r c h w"],
+        shares: Float[Tensor, " k"],
+    ):
+        super().__init__(path)
+        self.to(means.device)
+        self.means, self.log_shares = path.from_pixels(means.to(torch.float64)), shares.to(torch.float64).log()
+        self.factors = torch.stack([path.from_pixels(rows) for rows in factors.to(torch.float64)])
+        only = torch.eye(path.subspaces.count, dtype=torch.float64, device=means.device)
+        # W_k W_k^T of each subspace, [K, J, r, r]: with them a level costs a factorisation of r x r
+        self.products = torch.stack(
+            [
+                torch.stack([path.scale(rows, each[None]).flatten(1) @ rows.flatten(1).T for each in only])
+                for rows in self.factors
+            ]
+        )
+
+    def estimate(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
+        found, logits = [], []
+        for mean, rows, products, log_share in zip(
+            self.means, self.factors, self.products, self.log_shares, strict=True
+        ):
+            # Woodbury: S (S + M)^-1 = W^T (1 + W M^-1 W^T)^-1 W M^-1
+            scaled = self.path.scale(z - mean, 1 / g)
+            inner = (products / g[0, :, None, None]).sum(0)
+            root = torch.linalg.cholesky(inner + torch.eye(len(inner), dtype=inner.dtype, device=inner.device))
+            projected = scaled.flatten(1) @ rows.flatten(1).T
+            solved = torch.cholesky_solve(projected.T, root).T
+            found.append(mean + (solved @ rows.flatten(1)).reshape(z.shape))
+            square = ((z - mean) * scaled).flatten(1).sum(1) - (projected * solved).sum(1)
+            logits.append(log_share - square / 2 - root.diagonal().log().sum())
+        logit = torch.stack(logits, dim=1)
+        if labels is not None and len(found) > 1:
+            logit = logit.masked_fill(labels == 0, -torch.inf)
+        return torch.einsum("bk,bkchw->bchw", logit.softmax(1), torch.stack(found, dim=1))
+
+
+def fit_gaussians(
+    images: Images, rank: int, per_class: bool = False
+) -> tuple[Float[Tensor, "k c h w"], Float[Tensor, "k r c h w"], Float[Tensor, " k"]]:
+    """Means, factors and shares for `GaussianDenoiser`, float64: one Gaussian for all images, or one a class.
+
+    Args:
+        images: the data.
+        rank: principal directions that are kept, at most.
+        per_class: one a class, in the order of the classes.
+    """
+    shape = images.shape
+    count = images.classes if per_class else 1
+    statistics = [FeatureStatistics(shape[0] * shape[1] * shape[2]) for _ in range(count)]
+    for pixels, labels in images.parts(CHUNK):
+        flat = to_unit(pixels).flatten(1)
+        for k, each in enumerate(statistics):
+            each.add(flat[labels[:, k] > 0] if per_class else flat)
+    gaussians = [each.gaussian for each in statistics]
+    kept = min(rank, *(each.count - 1 for each in statistics), len(gaussians[0].mean))
+    factors = []
+    for gaussian in gaussians:
+        values, vectors = torch.linalg.eigh(gaussian.covariance)
+        largest = slice(len(values) - kept, None)
+        factors.append((vectors[:, largest] * values[largest].clamp(min=0).sqrt()).T.flip(0))
+    means = torch.stack([gaussian.mean for gaussian in gaussians])
+    counts = torch.tensor([each.count for each in statistics], dtype=torch.float64)
+    return means.reshape(-1, *shape), torch.stack(factors).reshape(count, kept, *shape), counts / counts.sum()

@@ -1,0 +1,92 @@
+"""How a budget of denoiser evaluations is spent: what the configuration checks and grids are built from. No torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from anisodiff.storage.files import StageError
+
+EVALUATIONS = {"heun": 2, "midpoint": 2, "dpm2": 2}  # a step, where not one
+ORDERS = {
+    "dpmpp": 3,
+    "exp-ab": 3,
+    "unipc": 3,
+    "unipc-bh1": 3,
+    "deis": 4,
+    "ipndm": 4,
+    "ipndm-v": 4,
+}  # highest, of multistep solvers
+FALLING_TO_MIN = ("karras", "log-snr", "time-uniform")  # grids that end at sigma_min: a last step to 0 is the rule
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Nodes above 0, and whether a step to 0 follows them.
+
+    Attributes:
+        points: nodes above 0.
+        to_zero: a last Euler step from the last of them.
+    """
+
+    points: int
+    to_zero: bool
+
+    @property
+    def steps(self) -> int:
+        return self.points - 1 + self.to_zero
+
+
+def budgets(dataset: dict[str, Any], method: str) -> list[int]:
+    """Of a method: its own, or those of the dataset."""
+    return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
+
+
+def grid_nfe(dataset: dict[str, Any]) -> int:
+    """Budget of the strips and sample grids."""
+    return dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
+
+
+def strip_methods(dataset: dict[str, Any]) -> list[str]:
+    """Methods of the strips, the isotropic one first: by default iso and ani where both can be drawn, or none."""
+    if chosen := dataset["plots"]["strip_methods"]:
+        return chosen
+    drawn = {name for name in dataset["methods"] if grid_nfe(dataset) in budgets(dataset, name)}
+    return ["iso", "ani"] if {"iso", "ani"} <= drawn else []
+
+
+def spend(nfe: int, method: dict[str, Any]) -> Budget:
+    """The grid's size for exactly `nfe` evaluations an image.
+
+    A step costs one evaluation, or two for solvers that evaluate between nodes; a step to 0 always costs one, and an
+    analytic first step saves one.
+
+    Args:
+        nfe: the budget.
+        method: grid, solver, order, afs, to_zero.
+
+    Raises:
+        StageError: the solver cannot spend exactly this budget on this grid.
+    """
+    solver, each = method["solver"], EVALUATIONS.get(method["solver"], 1)
+    evaluations = nfe + method["afs"]
+    to_zero = method["to_zero"]
+    if to_zero is None:
+        to_zero = method["grid"] in FALLING_TO_MIN or (
+            evaluations % each == each - 1 and (each == 2 or method["grid"] in ("uniform", "warped"))
+        )
+    steps, rest = divmod(evaluations - to_zero, each)
+    if rest:
+        ends = "ends in one step to 0" if to_zero else "has no step to 0"
+        kind = "odd" if to_zero != method["afs"] else "even"
+        raise StageError(
+            f"{nfe} cannot be spent: {solver} on the {method['grid']} grid {ends} and takes {kind} budgets; "
+            f"use {nfe - 1} or {nfe + 1}"
+        )
+    budget = Budget(steps + 1, to_zero)
+    if budget.steps < 1 or (each == 2 and steps < 1):
+        raise StageError(f"{nfe} cannot be spent: {solver} needs {each} or more")
+    if method["order"] is not None and method["order"] > budget.steps:
+        raise StageError(
+            f"{nfe} cannot be spent: {solver} of order {method['order']} makes {budget.steps} steps with it; "
+            "use more, or a lower order"
+        )
+    return budget

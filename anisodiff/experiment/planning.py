@@ -1,0 +1,190 @@
+"""What a configuration will take, before anything is submitted: jobs, evaluations, device hours, disk."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from anisodiff.data.download import is_pickle
+from anisodiff.experiment.budgets import budgets, strip_methods
+from anisodiff.experiment.config import basis_of
+
+FEATURES = {"inception": 2048, "efficientnet-lite0": 1280, "digits-cnn": 64}
+STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
+
+
+def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
+    """Runs, paths, bases, warps and searches that the methods and the geometry of a dataset reach."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("runs", "paths", "bases", "warps", "searches")}
+
+    def want(name: str) -> None:
+        """A network or a path; a run makes both, and no path has a run's name."""
+        kind = "runs" if name in dataset["runs"] else "paths"
+        if name == "base" or name in found[kind]:
+            return
+        found[kind].add(name)
+        entry = dataset[kind][name]
+        if kind == "runs":
+            want(entry["start"])
+            want(entry["path"])
+        if basis := basis_of(entry["subspaces"]):
+            found["bases"].add(basis)
+
+    for method in (*dataset["methods"].values(), *dataset["geometry"].values()):
+        made = [method]
+        for kind, one in (("warps", "warp"), ("searches", "search")):
+            if one in method:
+                found[kind].add(method[one])
+                made.append(dataset[kind][method[one]])
+        for each in made:
+            want(each["network"])
+            want(each["path"])
+    return found
+
+
+def ranges(sampling: dict[str, Any], nfe: int) -> int:
+    """Seed ranges of a budget."""
+    return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
+
+
+def shards(dataset: dict[str, Any], method: str) -> list[tuple[int, int]]:
+    """First and last seed of a method's sampling jobs: fixed ranges, so that a new one leaves the others alone."""
+    sampling = dataset["sampling"]
+    images, shard = sampling["images"], sampling["shard"]
+    return [
+        (first, min(first + shard, (index + 1) * images) - 1)
+        for index in range(max(ranges(sampling, nfe) for nfe in budgets(dataset, method)))
+        for first in range(index * images, (index + 1) * images, shard)
+    ]
+
+
+def warp_budgets(dataset: dict[str, Any], warp: str) -> set[int]:
+    """Budgets of all methods on a warp."""
+    on = [method for method, settings in dataset["methods"].items() if settings.get("warp") == warp]
+    followed = {nfe for method, nfe in dataset["convergence"].items() if method in on}
+    return followed.union(*(budgets(dataset, method) for method in on))
+
+
+def jobs(dataset: dict[str, Any]) -> Counter:
+    """Jobs of a dataset by rule, all it needs made from nothing, but for downloads, which datasets share."""
+    used = needed(dataset)
+    per_nfe = [name for name in used["warps"] if dataset["warps"][name]["steps"] == "per_nfe"]
+    counted = Counter(
+        images=1,
+        reference=1,
+        convert=int(is_pickle(dataset["base"]["url"])),
+        basis=len(used["bases"]),
+        path=len(used["paths"]),
+        finetune=len(used["runs"]),
+        warp=len(used["warps"]) - len(per_nfe),
+        warp_per_nfe=sum(len(warp_budgets(dataset, name)) for name in per_nfe),
+        search=len(used["searches"]),
+        sample=sum(len(shards(dataset, method)) for method in dataset["methods"]),
+        trajectory=len(strip_methods(dataset)),
+        geometry=len(dataset["geometry"]),
+        geometry_table=int(bool(dataset["geometry"])),
+        convergence=len(dataset["convergence"]),
+        distance=1,
+        table=1,
+        plots=1,
+    )
+    return +counted
+
+
+def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, int | float | None]:
+    """Counts, device hours and bytes of a dataset; None is what nobody has measured.
+
+    Args:
+        dataset: its resolved configuration.
+        measured: from `throughput.measure`.
+    """
+    used, sampling = needed(dataset), dataset["sampling"]
+    runs = {name: dataset["runs"][name]["kimg"] * 1000 for name in used["runs"]}
+    warps = {name: dataset["warps"][name]["kimg"] * 1000 for name in used["warps"]}
+    for name in warps:
+        warps[name] *= len(warp_budgets(dataset, name)) if dataset["warps"][name]["steps"] == "per_nfe" else 1
+    cells = [(nfe, ranges(sampling, nfe)) for method in dataset["methods"] for nfe in budgets(dataset, method)]
+    images = sampling["images"] * sum(count for _, count in cells)
+    evaluations = sampling["images"] * sum(nfe * count for nfe, count in cells)
+    features = FEATURES[dataset["features"]["kind"]]
+    files = -(-sampling["images"] // sampling["shard"]) * sum(count for _, count in cells)
+    found: dict[str, int | float | None] = {
+        "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
+        "sampling hours": None, "training hours": None, "bytes": None,
+        "cell bytes": files * features * (features + 1) / 2 * 8,
+    }  # fmt: skip
+    if measured is not None:
+        seconds = evaluations / measured["evaluations_per_second"] + images / measured["features_per_second"]
+        found["sampling hours"] = seconds / 3600
+        speeds = measured["training_images_per_second"] | {
+            f"warp {k}": v for k, v in measured["warp_images_per_second"].items()
+        }
+        wanted = runs | {f"warp {name}": count for name, count in warps.items()}
+        if wanted.keys() <= speeds.keys():
+            found["training hours"] = sum(count / speeds[name] for name, count in wanted.items()) / 3600
+        pixels = math.prod(measured["shape"])
+        kept = images * (pixels + 200) if sampling["keep"] == "images" else 0
+        networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))
+        found["bytes"] = found["cell bytes"] + measured["images"] * pixels + networks + kept
+    return found
+
+
+def page(config: dict[str, Any], downloads: int, results: Path) -> str:
+    """The plan, for people.
+
+    Args:
+        config: resolved.
+        downloads: published files to fetch.
+        results: folder in which throughputs were measured, `<dataset>/throughput.json`.
+    """
+    head = [
+        "dataset",
+        "jobs",
+        "images",
+        "evaluations",
+        "training images",
+        "sampling h",
+        "training h",
+        "disk GB",
+        "measured on",
+    ]
+    rows, total, every = [], Counter(download=downloads), []
+    for name, dataset in config["datasets"].items():
+        file = results / name / "throughput.json"
+        measured = json.loads(file.read_text()) if file.is_file() else None
+        found, counted = work(dataset, measured), jobs(dataset)
+        total += counted
+        every.append(found)
+        rows.append(_row(name, counted.total(), found, measured["made_on"]["device"] if measured else "not yet"))
+    parts = {key: [each[key] for each in every] for key in every[0]}
+    whole = {key: None if None in values else sum(values) for key, values in parts.items()}
+    rows.append(_row("all", total.total() + 1, whole, ""))
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [_line(row, widths) for row in [head, *rows]]
+    by_rule = ", ".join(f"{rule} {number}" for rule, number in sorted(total.items()))
+    notes = [
+        "",
+        f"Jobs from nothing: {by_rule}, and one that collects.",
+        "Hours are of one device, summed over devices; each job adds its start (about a minute on a cluster).",
+        "Disk: cells, networks with their resume states, training images, and the samples where they are kept.",
+    ]
+    if None in whole.values():
+        statistics = whole["cell bytes"] / 1e9
+        notes.append(
+            f"Hours and disk are known for a dataset when its speed is: make the target `throughput` (a few minutes a "
+            f"dataset, on the device that will do the work). Cells alone take {statistics:.1f} GB."
+        )
+    return "\n".join([*lines, *notes])
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    numbers = [text.rjust(width) for text, width in zip(row[1:-1], widths[1:-1], strict=True)]
+    return "  ".join([row[0].ljust(widths[0]), *numbers, row[-1]])
+
+
+def _row(name: str, count: int, found: dict[str, int | float | None], device: str) -> list[str]:
+    shown = lambda value, unit=1.0: "?" if value is None else f"{value / unit:,.1f}"  # noqa: E731
+    numbers = [f"{found[key]:,.0f}" for key in ("images", "evaluations", "training images")]
+    return [name, str(count), *numbers, shown(found["sampling hours"]), shown(found["training hours"]),
+            shown(found["bytes"], 1e9), device]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Grids: the levels at which a solver evaluates a path, fixed or searched."""

@@ -1,0 +1,1 @@
+"""Metrics: feature networks and distances, and the shapes of trajectories."""

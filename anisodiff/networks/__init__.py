@@ -1,0 +1,1 @@
+"""Networks: EDM's U-Nets and the layers that they are made of."""

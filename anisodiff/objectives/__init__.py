@@ -1,0 +1,1 @@
+"""Objectives: the losses that networks, paths and warps minimise, and the path's gradient."""

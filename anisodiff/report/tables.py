@@ -1,0 +1,327 @@
+"""From feature statistics to tidy tables: one distance a seed range, one row a cell, one page a reader."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from anisodiff.metrics import frechet
+from anisodiff.stages.sampling import cells_of, load_reference, read_cell
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError, one_line, write_text
+
+TEXTS = (
+    "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",
+    "source",
+)  # fmt: skip
+COLUMNS = [
+    "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features",
+    "version", "commit",
+]  # fmt: skip
+
+
+def distances(
+    dataset: str, reference: Path, manifests: Sequence[Path], images: int, features: str, output: Path
+) -> None:
+    """One row a method, budget and seed range: the distance of its summed shards to the reference.
+
+    Args:
+        dataset: its name.
+        reference: feature statistics of the data.
+        manifests: of the sampling jobs, one a method and shard, in folders named by method.
+        images: images of a seed range; shards are summed in the order of their seeds.
+        features: kind of the feature network.
+        output: CSV file.
+    """
+    truth = load_reference(reference, features)
+    shards: dict[tuple, list] = {}
+    for manifest in manifests:
+        for cell in cells_of(manifest):
+            settings = checkpoints.header(cell).get("settings")
+            try:
+                nfe, first = int(settings["nfe"]), int(settings["seeds"][0])
+            except (LookupError, TypeError, ValueError) as error:
+                raise StageError(f"{cell}: holds no cell of a budget and seeds: {checkpoints.MEND}") from error
+            shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
+    rows = []
+    for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
+        total, abouts = None, []
+        for _, cell in sorted(parts):  # one at a time in memory
+            statistics, about = read_cell(cell)
+            total = statistics if total is None else total + statistics
+            abouts.append(about)
+        if total.count != images:
+            raise StageError(
+                f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
+            )
+        last = abouts[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
+        rows.append(
+            {
+                "dataset": dataset,
+                "method": method,
+                "nfe": nfe,
+                "range": seed_range,
+                "images": total.count,
+                "evaluations": max(about["evaluations"] for about in abouts),
+                "last_from": last[0],
+                "last_to": last[1],
+                "distance": frechet.distance(total.gaussian, truth),
+                "features": features,
+                "kimg": abouts[0]["kimg"],
+                "stopped_early": any(about["stopped_early"] for about in abouts),
+                "seconds": sum(about["seconds"] for about in abouts),
+                "training_seconds": abouts[0]["device_seconds"],
+                "device": ", ".join(sorted({about["made_on"]["device"] for about in abouts})),
+                "host": " ".join(sorted({about["made_on"]["host"] for about in abouts})),
+                "version": " ".join(sorted({each for about in abouts for each in about["versions"]})),
+                "commit": " ".join(sorted({each for about in abouts for each in about["commits"]})),
+            }
+        )
+    write_text(output, pd.DataFrame(rows).to_csv(index=False))
+
+
+def read(file: Path | str) -> pd.DataFrame:
+    """Read a CSV of this project's. What is text stays text: hosts, commits and names may read as numbers, or as "nan".
+
+    Raises:
+        StageError: it is missing, or no CSV.
+    """
+    try:
+        columns = pd.read_csv(file, nrows=0).columns
+        empty = {name: [""] for name in columns if name not in TEXTS}
+        return pd.read_csv(file, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=empty)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{file}: no table ({one_line(error)}): mend it, or delete it and run again") from error
+
+
+def cells(distance_rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """One row a cell: mean, standard deviation (N - 1; empty for one range) and minimum over its seed ranges."""
+    groups = distance_rows.groupby(["dataset", "method", "nfe"], sort=False)
+    table = groups.agg(
+        evaluations=("evaluations", "max"),
+        images=("images", "min"),
+        ranges=("range", "nunique"),
+        mean=("distance", "mean"),
+        std=("distance", "std"),
+        min=("distance", "min"),
+        features=("features", "first"),
+        version=("version", _union),
+        commit=("commit", _union),
+    ).reset_index()
+    return _in_order(table, order)[COLUMNS]
+
+
+def _in_order(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Rows by method as the configuration has them, then by budget."""
+    rank = {name: index for index, name in enumerate(order)}
+    return table.sort_values(
+        ["method", "nfe"], key=lambda column: column.map(rank) if column.name == "method" else column
+    )
+
+
+def _union(values: pd.Series, separator: str = " ") -> str:
+    return separator.join(sorted({each for value in values for each in value.split(separator)}))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
+
+
+def table(
+    distance_file: Path,
+    methods: dict[str, dict[str, Any]],
+    output: Path,
+    ladder: Sequence[str] = (),
+    searches: dict[str, Path] | None = None,
+) -> None:
+    """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
+
+    Args:
+        distance_file: from `distances`.
+        methods: settings of the methods, in the order of the rows.
+        output: folder.
+        ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
+        searches: files of the stage `search`, by name, whose time belongs to the cost.
+    """
+    rows = read(distance_file)
+    tidy = cells(rows, list(methods))
+    write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
+    spent = costs(rows, list(methods))
+    write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
+    write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}))
+    page = Page(tidy, rows, methods)
+    write_text(output / "table.md", page.markdown() + (page.ladder(ladder) if ladder else ""))
+    write_text(output / "table.tex", page.latex())
+
+
+def costs(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """One row a cell: its mean distance, beside what sampling and training took on which device.
+
+    Args:
+        rows: from `distances`.
+        order: of the methods.
+    """
+    groups = rows.groupby(["method", "nfe"], sort=False)
+    found = groups.agg(
+        mean=("distance", "mean"), evaluations=("evaluations", "max"), images=("images", "sum"),
+        seconds=("seconds", "sum"), training_seconds=("training_seconds", "max"),
+        device=("device", partial(_union, separator=", ")), host=("host", _union),
+    ).reset_index()  # fmt: skip
+    found["images_per_second"] = found["images"] / found["seconds"]
+    found["seconds_per_1000"] = 1000 / found["images_per_second"]
+    return _in_order(found, order)
+
+
+def cost_page(spent: pd.DataFrame) -> str:
+    """`costs` as a page for people."""
+    head = ["method", "NFE", "distance", "s per 1,000 images", "images/s", "training, device hours", "device"]
+    lines = [
+        [row.method, str(row.nfe), f"{row.mean:.2f}", f"{row.seconds_per_1000:.1f}", f"{row.images_per_second:.1f}",
+         f"{row.training_seconds / 3600:.3g}", row.device]
+        for row in spent.itertuples()
+    ]  # fmt: skip
+    notes = (
+        "Sampling with its features, averaged over seed ranges. Training: of network, path and warp since the base "
+        "network, summed over devices. Times are comparable on one device, with nothing beside."
+    )
+    return f"{markdown([head, *lines])}\n\n{notes}\n"
+
+
+def search_page(searches: dict[str, Path]) -> str:
+    """Seconds of every search's parts (GITS, Table 4); nothing where nothing was searched."""
+    if not searches:
+        return ""
+    rows = [
+        ["search", "trajectories, s", "costs, s", "programming, s", "analytic step, s", "noises", "points", "device"]
+    ]
+    for name, file in searches.items():
+        about = checkpoints.header(file)
+        if not about.get("search"):
+            raise StageError(f"{file}: holds no search: give the file of a search")
+        parts, settings = about["parts"], about["settings"]["search"]
+        seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming", "analytic step")]
+        rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])
+    return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
+
+
+class Page:
+    """Method by budget, with the best of each column marked and what a reader must know below.
+
+    Args:
+        tidy: from `cells`.
+        rows: from `distances`.
+        methods: settings of the methods.
+    """
+
+    def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, dict[str, Any]]):
+        self.tidy, self.methods = tidy, methods
+        self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
+        self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
+        by_method = rows.groupby("method")
+        self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
+        self.usual = tidy["version"].mode()[0]
+        self.rows = rows
+
+    def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:
+        cell = self.cell.get((method, nfe))
+        if cell is None:
+            return ""
+        text = f"{cell.mean:.2f}"
+        if cell.ranges > 1:
+            text += f"{plus_minus}{cell.std:.2f}"
+        if cell.mean == self.mean[nfe].min():
+            text = bold.format(text)
+        return text + (dagger if cell.version != self.usual else "")
+
+    def _rows(self, bold: str, plus_minus: str, dagger: str, early: str) -> list[list[str]]:
+        rows = []
+        for method, settings in self.methods.items():
+            name = method + (early if self.early[method] else "")
+            made_of = [settings["network"], settings["path"], settings["grid"], settings["solver"]]
+            entries = [self._entry(method, nfe, bold, plus_minus, dagger) for nfe in self.mean.columns]
+            rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *entries])
+        return rows
+
+    @property
+    def _head(self) -> list[str]:
+        return ["method", "network", "path", "grid", "solver", "kimg", *(f"NFE {nfe}" for nfe in self.mean.columns)]
+
+    def _notes(self, plus_minus: str, dagger: str, early: str) -> list[str]:
+        ranges = self.tidy.groupby("nfe")["ranges"].max()
+        several = ", ".join(f"{count} ranges at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
+        notes = [
+            f"{frechet.TITLES[self.tidy['features'].iloc[0]]}: lower is better, the best of each column is bold. "
+            f"{self.tidy['images'].min()} images a seed range.",
+            f"Mean{plus_minus}standard deviation (N - 1) over {several}; one seed range elsewhere."
+            if several
+            else "One seed range a cell: no spread is known.",
+            "kimg: thousands of images the row's network has seen since the base checkpoint.",
+        ]
+        if steps := self._last_steps():
+            notes.append(f"Last step, by the mean noise level: {'; '.join(steps)}.")
+        unequal = self.tidy[self.tidy["evaluations"] != self.tidy["nfe"]]
+        if len(unequal):
+            spent = "; ".join(f"{row.method} {row.evaluations:g} of {row.nfe}" for row in unequal.itertuples())
+            notes.append(f"Evaluations made, where not the budget: {spent}.")
+        if (self.tidy["version"] != self.usual).any():
+            notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.usual}.")
+        if any(self.early[method] for method in self.methods):
+            notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
+        return notes
+
+    def _last_steps(self) -> list[str]:
+        """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
+        steps: dict[str, dict[str, list[int]]] = {}
+        known = self.rows.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
+        for row in sorted(known.itertuples(), key=lambda row: list(self.methods).index(row.method)):
+            said = f"from {row.last_from:g} to 0" if row.last_to == 0 else f"to {row.last_to:g}"
+            steps.setdefault(said, {}).setdefault(row.method, []).append(row.nfe)
+        budgets = self.rows.groupby("method")["nfe"].nunique()
+
+        def named(method: str, nfes: list[int]) -> str:
+            return method if len(nfes) == budgets[method] else f"{method} at NFE {', '.join(map(str, sorted(nfes)))}"
+
+        return [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
+
+    def markdown(self) -> str:
+        table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])
+        return "\n".join([table, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
+
+    def ladder(self, names: Sequence[str]) -> str:
+        """Rows that add one ingredient each, cells with their change from the row above; and the best of all rows."""
+        columns = [nfe for nfe in self.mean.columns if self.mean.loc[list(names), nfe].notna().any()]
+        head = ["row", "adds", *(f"NFE {nfe}" for nfe in columns)]
+        rows = [head]
+        for above, name in zip([None, *names], names, strict=False):
+            cells = []
+            for nfe in columns:
+                value = self.mean.loc[name, nfe]
+                before = self.mean.loc[above, nfe] if above else float("nan")
+                text = "" if pd.isna(value) else f"{value:.2f}"
+                cells.append(text if pd.isna(value - before) else f"{text} ({value - before:+.2f})")
+            rows.append([name, self._added(above, name), *cells])
+        best = [f"{self.mean[nfe].min():.2f} {self.mean[nfe].idxmin()}" for nfe in columns]
+        rows.append(["best of the table", "", *best])
+        lines = ["", "What each ingredient buys (change from the row above):", ""]
+        return "\n".join([*lines, markdown(rows), ""])
+
+    def _added(self, above: str | None, name: str) -> str:
+        """Settings that are not those of the row above."""
+        if above is None:
+            return ""
+        new, old = self.methods[name], self.methods[above]
+        kinds = ("network", "path", "grid", "solver")
+        return ", ".join(f"{kind} {new[kind]}" for kind in kinds if new[kind] != old[kind])
+
+    def latex(self) -> str:
+        head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$")
+        columns = "l" * 5 + "r" * (len(head) - 5)
+        lines = [f"\\begin{{tabular}}{{{columns}}}", "\\hline", " & ".join(head) + " \\\\", "\\hline"]
+        lines += [" & ".join(row) + " \\\\" for row in body]
+        lines += ["\\hline", "\\end{tabular}"]
+        lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:")]
+        return "\n".join(lines) + "\n"

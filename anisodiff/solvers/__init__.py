@@ -1,0 +1,1 @@
+"""Solvers: steps of one evaluation memory or many, by name, and the loops that run them."""

@@ -1,0 +1,122 @@
+"""Generation with one seed an image: noise and label of image n depend on seed n alone."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from anisodiff.data.image_sets import to_uint8
+from anisodiff.denoiser import Denoiser
+from anisodiff.grids.fixed import Levels
+from anisodiff.solvers.registry import Step, solve
+from anisodiff.storage.files import StageError
+
+
+def draw(
+    seeds: Sequence[int], shape: tuple[int, int, int], classes: int
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
+    """Standard normal noise in pixels, and one-hot labels, from one CPU generator a seed.
+
+    Args:
+        seeds: of the images.
+        shape: channels, height, width.
+        classes: number of classes; 0 gives no labels.
+    """
+    noise, labels = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise.append(torch.randn(shape, generator=generator))
+        if classes:
+            labels.append(torch.randint(classes, (), generator=generator))
+    one_hot = functional.one_hot(torch.stack(labels), classes).to(torch.float32) if classes else None
+    return torch.stack(noise), one_hot
+
+
+def draw_for(
+    denoiser: Denoiser, seeds: Sequence[int], labelled: bool, device: str
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
+    """Noise and labels of a denoiser's images, on its device; no labels if they are not wanted."""
+    network = denoiser.network
+    noise, labels = draw(seeds, network.shape, network.classes if labelled else 0)
+    return noise.to(device), None if labels is None else labels.to(device)
+
+
+def batches(seeds: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Seeds, `size` at a time: those meant, and padded with the last. Kernels differ with the size of a batch."""
+    for first in range(0, len(seeds), size):
+        chosen = seeds[first : first + size]
+        yield chosen, [*chosen, *[chosen[-1]] * (size - len(chosen))]
+
+
+def start(
+    denoiser: Denoiser,
+    noise: Float[Tensor, "b c h w"],
+    levels: Levels,
+    labels: Float[Tensor, "b k"] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Coefficients at the first level: `sqrt(g_k(T)) eps` of the path."""
+    path = denoiser.path.of(labels)
+    return path.scale(path.from_pixels(noise), levels.nodes[0].to(noise.device))
+
+
+def finished(
+    denoiser: Denoiser, z: Float[Tensor, "b c h w"], seeds: Sequence[int], name: str
+) -> UInt8[Tensor, "n c h w"]:
+    """Images of final coefficients, in uint8 on the CPU.
+
+    Args:
+        denoiser: over the path whose coefficients they are.
+        z: coefficients; those after the seeds' are padding.
+        seeds: of the images.
+        name: of the method and its budget, for the message.
+
+    Raises:
+        StageError: an image is NaN or infinite, which uint8 cannot say.
+    """
+    pixels = denoiser.path.to_pixels(z)[: len(seeds)]
+    bad = ~pixels.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise StageError(
+            f"{name}: the image of seed {seeds[int(bad.to(torch.int8).argmax())]} is NaN or infinite: "
+            "train its network and path again with lower rates, or sample in float32"
+        )
+    return to_uint8(pixels).cpu()
+
+
+def generate(
+    denoiser: Denoiser,
+    levels: Levels,
+    step: Step,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    classes: int,
+    batch: int,
+    device: str = "cpu",
+    name: str = "generate",
+    **options: bool,
+) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
+    """Yield seeds and their images, a batch at a time.
+
+    Args:
+        denoiser: network over the path.
+        levels: the grid.
+        step: the solver's step.
+        seeds: one an image.
+        shape: channels, height, width.
+        classes: number of classes; 0 for an unconditional network.
+        batch: images at a time.
+        device: where to compute.
+        name: of the method and its budget, for messages.
+        options: of `solve`.
+
+    Raises:
+        StageError: an image is NaN or infinite.
+    """
+    for chosen, padded in batches(seeds, batch):
+        noise, labels = draw(padded, shape, classes)
+        labels = None if labels is None else labels.to(device)
+        own = levels.of(labels)
+        z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
+        yield chosen, finished(denoiser, z, chosen, name)

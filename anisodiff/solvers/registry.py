@@ -1,0 +1,93 @@
+"""Solvers by name, and the loop that runs them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.denoiser import Denoiser
+from anisodiff.experiment.budgets import EVALUATIONS, ORDERS
+from anisodiff.grids.fixed import Levels
+from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
+from anisodiff.solvers.singlestep import Problem, State, Step, dpm2, euler, heun, midpoint
+from anisodiff.storage.files import StageError
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver's step, and what it costs.
+
+    Attributes:
+        step: of its own order; multistep solvers take an `order` up to `most`.
+        evaluations: of the denoiser a step (a step to 0 costs one).
+        most: highest order, and the usual one, of a multistep solver; None for others.
+    """
+
+    step: Callable[..., State]
+    evaluations: int
+    most: int | None = None
+
+    def of(self, order: int | None = None) -> Step:
+        """The step of an order; None is the solver's usual one.
+
+        Raises:
+            StageError: it has no such order.
+        """
+        if self.most is None:
+            if order is not None:
+                raise StageError(f"order: {order} is not to be chosen for {self.step.__name__}: leave it out")
+            return self.step
+        if order is not None and not 1 <= order <= self.most:
+            raise StageError(f"order: {self.step.__name__} has orders 1 to {self.most}, not {order}")
+        return partial(self.step, order=order or self.most)
+
+
+STEPS = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "dpm2": dpm2,
+    "dpmpp": dpmpp,
+    "exp-ab": exp_ab,
+    "unipc": unipc,
+    "unipc-bh1": unipc_bh1,
+    "deis": deis,
+    "ipndm": ipndm,
+    "ipndm-v": ipndm_v,
+}
+SOLVERS = {name: Solver(step, EVALUATIONS.get(name, 1), ORDERS.get(name)) for name, step in STEPS.items()}
+
+
+def solve(
+    denoiser: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    levels: Levels,
+    step: Step = midpoint,
+    labels: Float[Tensor, "b k"] | None = None,
+    watch: Callable[[int, State], None] | None = None,
+    analytic_first: bool = False,
+    threshold: bool = False,
+) -> Float[Tensor, "b c h w"]:
+    """Integrate from the first level to the last.
+
+    Args:
+        denoiser: over the path whose coefficients `z` are.
+        z: noisy coefficients at the first level.
+        levels: the grid.
+        step: one step of a solver.
+        labels: one-hot classes.
+        watch: called with the index and state after every step.
+        analytic_first: see `Problem`.
+        threshold: see `Problem`.
+    """
+    problem = Problem(denoiser, labels, analytic_first, threshold)
+    levels, state = levels.to(z.device), State(z)
+    with torch.no_grad():
+        for k in range(levels.steps):
+            state = step(problem, state, k, levels)
+            if watch is not None:
+                watch(k, state)
+    return state.z

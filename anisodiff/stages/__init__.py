@@ -1,0 +1,1 @@
+"""Stages: each reads files, calls the kernels, and writes files. None imports another."""

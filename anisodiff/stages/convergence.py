@@ -1,0 +1,72 @@
+"""The convergence stage: how far a method's states, and their denoised estimates, are from the data at every node."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from anisodiff.compute import CPU, Compute
+from anisodiff.metrics import frechet
+from anisodiff.solvers.generation import batches, finished
+from anisodiff.stages.sampling import Sampler, load_reference
+from anisodiff.storage.files import version, write_text
+
+
+def follow(
+    dataset: dict[str, Any],
+    method: dict[str, Any],
+    nfe: int,
+    images: int,
+    batch: int,
+    files: Sequence[Path],
+    features: tuple[str, Path],
+    reference: Path,
+    output: Path,
+    compute: Compute = CPU,
+) -> None:
+    """Frechet distance of sampling and denoising trajectory at every node (arXiv:2506.10177, Figure 8).
+
+    The denoised estimate at a node is what a jump from there returns, for one evaluation more than were made (ODE-Jump;
+    on searched levels GITS-Jump).
+
+    Args:
+        dataset: settings of the dataset.
+        method: settings of the method.
+        nfe: its budget.
+        images: seeds 0 to this, exclusive.
+        batch: images at a time.
+        files: network, path, warps or searches (see `Sampler`).
+        features: kind and file of the feature network.
+        reference: feature statistics of the data.
+        output: CSV file.
+        compute: where, and in which precision.
+    """
+    from tqdm import tqdm
+
+    compute.begin()
+    sampler, truth = Sampler(dataset, method, files, compute), load_reference(reference, features[0])
+    extract = frechet.extractor(*features, compute.device)
+    levels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe]))
+    above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
+    gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
+    for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
+        passage = sampler.passage(padded, levels)
+        for kind, nodes in (("state", passage.states), ("denoised", passage.denoised[:above])):
+            for node, z in enumerate(nodes):
+                found = extract(finished(sampler.denoiser, z, chosen, f"NFE {nfe}, {kind} at node {node}"))
+                gathered.setdefault((node, kind), frechet.FeatureStatistics(found.shape[1])).add(found)
+    rows = [
+        {
+            "node": node,
+            "kind": kind,
+            "evaluations": passage.evaluations[node] + (kind == "denoised"),
+            "level": float(levels.nodes[node].mean()),
+            "distance": frechet.distance(statistics.gaussian, truth),
+            "images": statistics.count,
+            "features": features[0],
+            "version": version(),
+        }
+        for (node, kind), statistics in gathered.items()
+    ]
+    write_text(output, pd.DataFrame(rows).to_csv(index=False))

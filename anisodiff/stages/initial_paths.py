@@ -1,0 +1,120 @@
+"""Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anisodiff.data import image_sets
+from anisodiff.experiment.config import basis_of
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.principal import PcaSubspaces, principal_subspaces
+from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
+from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError
+
+
+def initial_path(
+    dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path, basis: Path | None = None
+) -> NoisePath:
+    """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the path: kind, subspaces, schedules, label weights, c, knots.
+        images_folder: the training images.
+        basis: file of principal subspaces, for subspaces "basis:NAME".
+
+    Raises:
+        StageError: the images, or their spectrum, do not make such a path.
+    """
+    images, _ = image_sets.load(images_folder).split(dataset["heldout"])
+    subspaces = subspaces_of(settings["subspaces"], images.shape[-1], basis)
+    per_class = settings["schedules"] == "class"
+    if per_class and not images.classes:
+        raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
+    g_min, g_max = dataset["g_min"], dataset["sigma_max"] ** 2
+    if settings["kind"] == "karras":
+        logs = karras_logs(settings["knots"], g_min, dataset["sigma_min"], dataset["sigma_max"])
+        logs = logs.expand(subspaces.count, -1)
+        schedule = KnotSchedule(logs.expand(images.classes, -1, -1) if per_class else logs)
+    elif per_class or isinstance(subspaces, PcaSubspaces):
+        raise StageError("kind: spectral is a closed form for one schedule a subspace of the DCT: use karras here")
+    else:
+        variances = coefficient_variances(images, subspaces)
+        members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
+        try:
+            schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
+        except StageError as error:
+            raise StageError(f"{images_folder}: subspaces {settings['subspaces']}: {error}") from error
+    return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
+
+
+def principal_basis(dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path) -> PcaSubspaces:
+    """Principal subspaces of the images that are trained on.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: rank, per, clusters.
+        images_folder: the training images.
+    """
+    images, _ = image_sets.load(images_folder).split(dataset["heldout"])
+    return principal_subspaces(images, settings["rank"], settings["per"], settings["clusters"])
+
+
+def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
+    """A partition of the DCT basis, or the principal subspaces of a file."""
+    if basis_of(kind) is None:
+        return Subspaces(partition(size, kind))
+    if basis is None:
+        raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
+    return checkpoints.load_basis(basis)[0]
+
+
+def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Tensor:
+    """Variance of every DCT coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
+
+    Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
+    """
+    centre = next(images.parts())[0].to(torch.float64).mean(0)
+    total, squares = 0.0, 0.0
+    for part, _ in images.parts():
+        z = subspaces.dct((part.to(torch.float64) - centre) / 127.5)
+        total, squares = total + z.sum(0), squares + z.square().sum(0)
+    return (squares - total.square() / len(images)) / (len(images) - 1)
+
+
+def label_weights(subspaces: Subspaces | PcaSubspaces, kind: str) -> Tensor | None:
+    """Weights of the mean log-level: "rank", or "equal" per subspace as the paper's J = 2."""
+    if kind == "equal":
+        return torch.full((subspaces.count,), 1 / subspaces.count, dtype=torch.float64)
+    return None
+
+
+def split_path(path: NoisePath, subspaces: Subspaces | PcaSubspaces, weights: str, classes: int = 0) -> NoisePath:
+    """A path that learns on from another: on its own subspaces, or on finer ones that all start as the isotropic one.
+
+    Args:
+        path: to start from.
+        subspaces: of the new path.
+        weights: of its mean log-level, "rank" or "equal".
+        classes: number of classes that get a schedule each; 0 is one for all.
+
+    Raises:
+        StageError: the path cannot be split so.
+    """
+    logs = path.curve.logs.detach()
+    old, new = path.subspaces.state_dict(), subspaces.state_dict()
+    if old.keys() != new.keys() or not all(torch.equal(old[key], new[key]) for key in new):
+        if logs.shape[-2] != 1:
+            raise StageError(
+                f"subspaces: a path of {logs.shape[-2]} subspaces cannot start one on others: start from J = 1"
+            )
+        logs = logs.expand(*logs.shape[:-2], subspaces.count, -1)
+    if classes and logs.ndim == 2:
+        logs = logs.expand(classes, -1, -1)
+    elif bool(classes) != (logs.ndim == 3):
+        raise StageError("schedules: a path with a schedule a class cannot start a shared one: start from a shared one")
+    return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))

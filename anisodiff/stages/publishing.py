@@ -1,0 +1,47 @@
+"""A finished run's tables and figures, copied to where they can be committed, with what made them."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from anisodiff.compute import processor
+from anisodiff.report import tables
+from anisodiff.storage.files import atomic, provenance, write_text
+
+FILES = ("table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "distances.csv")
+WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "convergence/*.csv")
+PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
+
+
+def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
+    """Copy a dataset's tables and figures, and write `provenance.json` last.
+
+    Args:
+        results: folder of the dataset's run.
+        settings: the dataset's resolved configuration.
+        output: folder to fill; files of an earlier run are replaced.
+    """
+    table = tables.read(results / "table.csv")
+    made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
+    about = provenance(settings) | {
+        "cells_made_by": made_by,
+        "seconds": {str(path.relative_to(results / "benchmarks").with_suffix("")): _seconds(path)
+                    for path in sorted((results / "benchmarks").rglob("*.tsv"))},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }  # fmt: skip
+    found = [file for pattern in (*WHERE_CONFIGURED, "plots/[!.]*") for file in sorted(results.glob(pattern))]
+    for file in [*(results / name for name in FILES), *found]:
+        with atomic(output / file.relative_to(results)) as temporary:
+            shutil.copyfile(file, temporary)
+    write_text(output / "provenance.json", json.dumps(about, indent=1) + "\n")
+
+
+def _seconds(benchmark: Path) -> float:
+    return float(pd.read_csv(benchmark, sep="\t")["s"].iloc[0])

@@ -1,0 +1,401 @@
+"""The sampling stages: feature statistics of seed ranges, and trajectories for the figures."""
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.compute import CPU, Compute
+from anisodiff.data import image_sets, sources
+from anisodiff.denoiser import read_denoiser
+from anisodiff.experiment.budgets import spend
+from anisodiff.grids import fixed
+from anisodiff.grids.fixed import Levels
+from anisodiff.metrics import frechet
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.solvers.generation import draw_for, generate, start
+from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.singlestep import State, Step
+from anisodiff.stages import searching
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import StageError, digest, key_of, one_line, provenance, write_text
+
+PREVIEW = 64  # images of a range that are kept to look at
+LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
+
+
+def levels_of(
+    method: dict[str, Any],
+    nfe: int,
+    dataset: dict[str, Any],
+    path: NoisePath,
+    warp: Warp | None = None,
+    search: Path | None = None,
+) -> Levels:
+    """The levels on which a method spends its budget.
+
+    Args:
+        method: its settings (grid, solver, ...).
+        nfe: the budget of denoiser evaluations an image.
+        dataset: sigma_min and sigma_max of the Karras grid.
+        path: the method's path.
+        warp: for the grid "warped".
+        search: file of the stage `search`, for the grid "searched".
+
+    Raises:
+        StageError: the solver cannot spend exactly this budget on this grid.
+    """
+    budget = spend(nfe, method)
+    size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
+    match method["grid"]:
+        case "karras":
+            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.to_zero)
+        case "log-snr":
+            return fixed.log_snr(budget.points, size, smallest, largest, budget.to_zero)
+        case "time-uniform":
+            rho = method["rho"] or 1.0
+            return fixed.time_uniform(budget.points, size, smallest, largest, budget.to_zero, rho)
+        case "searched":
+            return searching.found_levels(search, budget, method["afs"])
+        case "given":
+            return fixed.given(method["levels"][str(nfe)], size)
+        case _:
+            last = (method["last_level"] or LAST_LEVEL) if budget.to_zero else None
+            return fixed.uniform(path, budget.points, warp, budget.to_zero, last)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A batch at every node of a grid.
+
+    Attributes:
+        states: coefficients.
+        denoised: estimates of the clean images' coefficients; at 0, the states.
+        evaluations: made up to each node.
+        levels: as the images see them.
+    """
+
+    states: list[Float[Tensor, "b c h w"]]
+    denoised: list[Float[Tensor, "b c h w"]]
+    evaluations: list[int]
+    levels: Levels
+
+
+class Sampler:
+    """A method's network, path and warps, read from their files.
+
+    Args:
+        dataset: settings of the dataset.
+        method: settings of the method.
+        files: network, path, then a search or one warp for every budget, or one of either for all, or none.
+        compute: where, and in which precision.
+    """
+
+    def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
+        self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
+        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset, compute)
+        self.path = self.denoiser.path
+
+    @property
+    def step(self) -> Step:
+        return SOLVERS[self.method["solver"]].of(self.method["order"])
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Of `solve`."""
+        return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.denoiser.network.shape
+
+    @property
+    def classes(self) -> int:
+        return self.denoiser.network.classes if self.dataset["labels"] else 0
+
+    def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
+        """The warp or search that a budget's grid comes from."""
+        files = self.files[2:]
+        if (self.method["grid"] in ("warped", "searched")) != bool(files) or len(files) not in (0, 1, len(nfes)):
+            raise StageError(
+                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
+            )
+        return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
+
+    def training_seconds(self, grid_file: Path | None) -> float:
+        """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
+        made = max(about.get("device_seconds", 0.0) for about in self.abouts)
+        return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
+
+    def levels(self, nfe: int, grid_file: Path | None) -> Levels:
+        warped = self.method["grid"] == "warped"
+        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
+        return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
+
+    def passage(self, seeds: Sequence[int], levels: Levels) -> Passage:
+        """Images of these seeds at every node of a grid."""
+        denoiser = self.denoiser
+        noise, labels = draw_for(denoiser, seeds, self.dataset["labels"], self.device)
+        own = levels.of(labels)
+        states, spent, before = [start(denoiser, noise, own, labels)], [0], denoiser.evaluations
+
+        def watch(k: int, state: State) -> None:
+            states.append(state.z)
+            spent.append(denoiser.evaluations - before)
+
+        solve(denoiser, states[0], own, self.step, labels, watch, **self.options)
+
+        def denoised(z: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.denoise(z, sigma.to(self.device).square(), labels) if (sigma > 0).all() else z
+
+        with torch.no_grad():
+            clean = [denoised(z, sigma) for z, sigma in zip(states, own.nodes, strict=True)]
+        return Passage(states, clean, spent, own)
+
+
+def sample(
+    dataset: dict[str, Any],
+    method: dict[str, Any],
+    nfes: Sequence[int],
+    seeds: tuple[int, int],
+    batch: int,
+    files: Sequence[Path],
+    features: tuple[str, Path],
+    output: Path,
+    compute: Compute = CPU,
+    keep_images: bool = False,
+) -> None:
+    """Feature statistics of one seed range at every budget.
+
+    Each budget's cell is a file of its own beside the manifest `output`, named by budget and range and marked with a
+    key of its settings and inputs: a run that was stopped, or that got a new budget, makes only what is missing or
+    damaged.
+
+    Args:
+        dataset: settings of the dataset.
+        method: settings of the method.
+        nfes: budgets.
+        seeds: first and last seed, inclusive.
+        batch: images at a time.
+        files: network, path, warps (see `Sampler`).
+        features: kind and file of the feature network.
+        output: JSON manifest of the cells.
+        compute: where, and in which precision.
+        keep_images: write the images too, one of EDM's dataset zips beside each cell, numbered by their seeds.
+    """
+    from tqdm import tqdm
+
+    compute.begin()
+    sampler = Sampler(dataset, method, files, compute)
+    extract = frechet.extractor(*features, compute.device)
+    seed_list = range(seeds[0], seeds[1] + 1)
+    digests = {file: digest(file) for file in (*files, features[1])}
+    cells = []
+    bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
+    for nfe in nfes:
+        grid_file = sampler.grid_file(nfe, nfes)
+        inputs = [*files[:2], *([] if grid_file is None else [grid_file]), features[1]]
+        settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
+        settings["dtype"] = compute.dtype
+        key = key_of(settings, [digests[file] for file in inputs])
+        cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
+        zipped = cell.with_suffix(".zip") if keep_images else None
+        if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
+            made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(grid_file)}
+            _make_cell(
+                sampler, sampler.levels(nfe, grid_file), extract, seed_list, batch, cell, zipped, settings, made, bar
+            )
+        cells.append(str(cell.relative_to(output.parent)))
+    bar.close()
+    write_text(output, json.dumps(cells, indent=1) + "\n")
+
+
+def _is_made(cell: Path, key: str) -> bool:
+    """Whether a cell is there, whole, and of this key."""
+    try:
+        about = read_cell(cell)[1]
+        return about["key"] == key and "made_on" in about  # cells of version 0.1 do not say where they were made
+    except (StageError, KeyError):
+        return False
+
+
+def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, dict[str, Any]]:
+    """The statistics of a cell, and its header.
+
+    Raises:
+        StageError: the cell is missing, damaged or of another kind.
+    """
+    tensors, about = checkpoints.read(cell)
+    return frechet.FeatureStatistics.of(tensors, cell), about
+
+
+def cells_of(manifest: Path) -> list[Path]:
+    """The cells that a manifest names.
+
+    Raises:
+        StageError: it is missing or damaged.
+    """
+    try:
+        named = json.loads(manifest.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StageError(f"{manifest}: no manifest of cells ({one_line(error)}): delete it and run again") from error
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise StageError(f"{manifest}: no manifest of cells: delete it and run again")
+    return [manifest.parent / each for each in named]
+
+
+def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
+    began = time.monotonic()
+    statistics, preview, spent = None, [], 0
+    before, batches = sampler.denoiser.evaluations, 0
+    with contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped) as keep:
+        for chosen, images in generate(
+            sampler.denoiser,
+            levels,
+            sampler.step,
+            seeds,
+            sampler.shape,
+            sampler.classes,
+            batch,
+            sampler.device,
+            f"{cell.parents[1].name}, NFE {settings['nfe']}",
+            **sampler.options,
+        ):
+            found = extract(images)
+            statistics = statistics or frechet.FeatureStatistics(found.shape[1])
+            statistics.add(found)
+            preview.append(images[: max(0, PREVIEW - spent)])
+            spent += len(preview[-1])
+            batches += 1
+            bar.update(len(chosen))
+            if keep is not None:
+                for seed, image in zip(chosen, images.numpy(), strict=True):
+                    keep(seed, image)
+    seconds = time.monotonic() - began
+    last = levels.nodes[-2:].to(sampler.device)
+    about = provenance(settings, sampler.abouts) | made
+    about |= {
+        "evaluations": (sampler.denoiser.evaluations - before) / batches,
+        "kimg": sampler.abouts[0]["kimg"],
+        "stopped_early": any(each.get("stopped_early", False) for each in sampler.abouts),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(seeds) / seconds, 2),
+        "last_step": [float(f"{sampler.path.mean_log(each.square()).mean().div(2).exp():.4g}") for each in last],
+    }
+    checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
+
+
+def reference(
+    images: Path, features: tuple[str, Path], published: Path | None, output: Path, compute: Compute = CPU
+) -> None:
+    """The Gaussian that distances are measured to: published, or of all images of a folder.
+
+    Args:
+        images: made by the stage `images`.
+        features: kind and file of the feature network.
+        published: npz of reference statistics; None takes those of the images.
+        output: safetensors file.
+        compute: where.
+    """
+    compute.begin()
+    described = {"features": features[0], "images": json.loads(image_sets.about(images).read_text())}
+    if published is not None:
+        gaussian, described["published"] = load_reference(published, features[0]), published.name
+    else:
+        gaussian = statistics_of(images, features, compute).gaussian
+    preview = image_sets.load(images).pixels[:PREVIEW]
+    about = provenance(described) | {"features": features[0], "made_on": compute.made_on()}
+    checkpoints.save(output, gaussian.tensors() | {"preview": preview}, about)
+
+
+def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) -> frechet.FeatureStatistics:
+    """Feature statistics of all images of a folder."""
+    from tqdm import tqdm
+
+    extract = frechet.extractor(*features, compute.device)
+    loaded, statistics = image_sets.load(images), None
+    with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
+        for part, _ in loaded.parts():
+            found = extract(part)
+            statistics = statistics or frechet.FeatureStatistics(found.shape[1])
+            statistics.add(found)
+            bar.update(len(part))
+    return statistics
+
+
+def load_reference(file: Path, features: str) -> frechet.Gaussian:
+    """The Gaussian of a file made by `reference`, or of a published npz.
+
+    Raises:
+        StageError: it is of another feature network.
+    """
+    if file.suffix == ".npz":
+        if features != "inception":
+            raise StageError(f"{file}: published statistics are of Inception's features, not of {features}")
+        return frechet.published_statistics(file)
+    tensors, about = checkpoints.read(file)
+    if about.get("features") != features:
+        raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
+    return frechet.Gaussian.of(tensors, file)
+
+
+def evaluate(
+    source: str,
+    reference_file: Path,
+    features: tuple[str, Path],
+    resolution: int | None,
+    transform: str,
+    compute: Compute = CPU,
+) -> dict[str, Any]:
+    """Frechet distance of images from outside: a zip or a folder.
+
+    Args:
+        source: see `sources.open_source`.
+        reference_file: from the stage `reference`, or a published npz.
+        features: kind and file of the feature network.
+        resolution: side that the images are resized to; None leaves it.
+        transform: see `sources.fit`.
+        compute: where.
+    """
+    compute.begin()
+    truth = load_reference(reference_file, features[0])
+    with tempfile.TemporaryDirectory() as folder:
+        sources.make_images(source, Path(folder) / "images", resolution, transform, compute.threads)
+        statistics = statistics_of(Path(folder) / "images", features, compute)
+    value = frechet.distance(statistics.gaussian, truth)
+    return {"metric": frechet.TITLES[features[0]], "value": value, "images": statistics.count, "source": source}
+
+
+def trajectory(
+    dataset: dict[str, Any],
+    method: dict[str, Any],
+    nfe: int,
+    seeds: Sequence[int],
+    files: Sequence[Path],
+    output: Path,
+    compute: Compute = CPU,
+) -> None:
+    """Denoised estimates and states of a few images at every node of a method's grid, for the figures.
+
+    Writes `denoised` and `states` `[nodes, images, C, H, W]` in pixels, and `levels` `[nodes, J]`.
+    """
+    compute.begin()
+    sampler = Sampler(dataset, method, files, compute)
+    passage = sampler.passage(seeds, sampler.levels(nfe, sampler.grid_file(nfe, [nfe])))
+    to_pixels = sampler.path.to_pixels
+    tensors = {
+        "denoised": torch.stack([to_pixels(z) for z in passage.denoised]),
+        "states": torch.stack([to_pixels(z) for z in passage.states]),
+        "levels": passage.levels.nodes[:, 0],
+    }
+    checkpoints.save(
+        output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.made_on()}
+    )

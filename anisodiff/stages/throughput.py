@@ -1,0 +1,115 @@
+"""How fast this machine samples and trains: what a plan's hours are computed from."""
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anisodiff.compute import Compute
+from anisodiff.data import image_sets
+from anisodiff.denoiser import Denoiser, check_dataset
+from anisodiff.experiment.config import basis_of
+from anisodiff.metrics import frechet
+from anisodiff.paths.noise_path import edm_path
+from anisodiff.stages.initial_paths import split_path, subspaces_of
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import provenance, write_text
+from anisodiff.training.jobs import Batches, Work, network_work, warp_work
+
+COSTS = ("loss", "gradient", "share", "probes", "batch", "micro_batch")  # what a run's speed depends on
+WARM_UP = 2
+
+
+def measure(
+    dataset: dict[str, Any],
+    batch: int,
+    runs: dict[str, dict[str, Any]],
+    warps: dict[str, dict[str, Any]],
+    images: Path,
+    network_file: Path,
+    features: tuple[str, Path],
+    output: Path,
+    compute: Compute,
+    seconds: float = 10.0,
+) -> None:
+    """Time the denoiser, the feature network and the steps of every kind of training, on real images.
+
+    Args:
+        dataset: settings of the dataset.
+        batch: images at a time when sampling.
+        runs: settings of the runs; those that cost the same are measured once. Principal subspaces count as DCT blocks.
+        warps: settings of the warps.
+        images: folder of the training images.
+        network_file: the base network.
+        features: kind and file of the feature network.
+        output: JSON file.
+        compute: where, and in which precision.
+        seconds: length of each measurement, after two calls that do not count.
+    """
+    compute = compute.begin()
+    network, about = checkpoints.load_network(network_file)
+    check_dataset(network, about, dataset, network_file)
+    loaded = image_sets.load(images)
+    size = network.shape[-1]
+    found: dict[str, Any] = {
+        "images": len(loaded),
+        "shape": list(loaded.shape),
+        "network_bytes": Path(network_file).stat().st_size,
+    }
+    placed, path = compute.place(copy.deepcopy(network)), edm_path(size).to(compute.device)
+    denoiser = Denoiser(placed, path, dataset["sigma_data"], compute.body)
+    x = torch.randn((batch, *network.shape), generator=torch.Generator().manual_seed(0)).to(compute.device)
+    g = torch.ones(batch, 1, dtype=torch.float64, device=compute.device)
+    labels = torch.eye(network.classes)[torch.arange(batch) % network.classes] if network.classes else None
+    labels = None if labels is None else labels.to(compute.device)
+    with torch.no_grad():
+        calls = _calls_per_second(lambda: denoiser.denoise(x, g, labels), compute.device, seconds)
+    found["evaluations_per_second"] = calls * batch
+    extract = frechet.extractor(*features, compute.device)
+    pixels = loaded.take(torch.arange(batch) % len(loaded))[0]
+    with torch.no_grad():
+        found["features_per_second"] = _calls_per_second(lambda: extract(pixels), compute.device, seconds) * batch
+
+    batches = Batches(dataset, images, compute.device)
+
+    def images_per_second(work: Work) -> float:
+        return _calls_per_second(lambda: next(work.records), compute.device, seconds) * work.schedule.batch
+
+    measured: dict[tuple, float] = {}
+    found["training_images_per_second"] = {}
+    for name, settings in runs.items():
+        cost = tuple(settings[key] for key in COSTS)
+        if cost not in measured:
+            kind = "block" if basis_of(settings["subspaces"]) else settings["subspaces"]
+            path = split_path(edm_path(size), subspaces_of(kind, size, None), settings["label_weights"])
+            fresh, long = copy.deepcopy(network), settings | {"kimg": 1e6}
+            measured[cost] = images_per_second(network_work(dataset, long, fresh, path, batches, compute))
+        found["training_images_per_second"][name] = measured[cost]
+    found["warp_images_per_second"] = {}
+    for name, settings in warps.items():
+        steps = 9 // 2 if settings["steps"] == "per_nfe" else settings["steps"]  # changes nothing of the speed
+        long = settings | {"kimg": 1e6, "steps": steps}
+        work = warp_work(dataset, long, copy.deepcopy(network), edm_path(size), batches, compute)
+        found["warp_images_per_second"][name] = images_per_second(work)
+    made = {"made_on": compute.made_on(), **provenance({"dataset": dataset, "batch": batch}, [about])}
+    write_text(output, json.dumps(found | made, indent=1) + "\n")
+
+
+def _calls_per_second(call: Callable[[], Any], device: str, seconds: float) -> float:
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    for _ in range(WARM_UP):
+        call()
+    wait()
+    began, calls = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds or not calls:
+        call()
+        wait()
+        calls += 1
+    return calls / spent

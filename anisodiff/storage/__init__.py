@@ -1,0 +1,1 @@
+"""Storage: checkpoints, EDM's pickles, atomic files, provenance."""

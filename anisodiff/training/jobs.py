@@ -1,0 +1,210 @@
+"""Trainings set up and ready to run: what is drawn, which loss, which guard."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anisodiff.compute import Compute
+from anisodiff.data import image_sets
+from anisodiff.denoiser import Denoiser
+from anisodiff.networks.unets import RawNetwork
+from anisodiff.objectives.losses import edm_loss, tlsm_loss, warp_loss
+from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.storage.files import StageError
+from anisodiff.training.loop import Draws, Guard, Schedule, Training, train
+
+
+def schedule_of(settings: dict[str, Any]) -> Schedule:
+    """The training schedule among a stage's settings."""
+    names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
+    path_ema_kimg = settings.get("path_ema_kimg", 0.0)  # a run's alone: it has two averages
+    return Schedule(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
+
+
+class Batches:
+    """Draws of one dataset, each from the CPU generator that it is given, and their way to the device.
+
+    Args:
+        dataset: settings of the dataset.
+        folder: of the training images.
+        device: where batches are used.
+    """
+
+    def __init__(self, dataset: dict[str, Any], folder: Path, device: str):
+        self.images, self.heldout = image_sets.load(folder).split(dataset["heldout"])
+        self.flips, self.use_labels, self.device = dataset["flips"], dataset["labels"], device
+        if self.use_labels and not self.images.classes:
+            raise StageError(f"{folder}: the images have no labels: set labels to false, or give a labelled source")
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws:
+        """Images in uint8, and labels where the network has them."""
+        return self._shown(*self.images.batch(count, generator, self.flips))
+
+    def fixed(self, index: Tensor) -> Draws:
+        """Held-out images by their place."""
+        return self._shown(*self.heldout.take(index))
+
+    def _shown(self, images: Tensor, labels: Tensor) -> Draws:
+        return {"images": images} | ({"labels": labels} if self.use_labels else {})
+
+    def moved(self, drawn: Draws) -> Draws:
+        """To the device; the images in [-1, 1] as `x0`."""
+        there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
+        return {"x0": image_sets.to_unit(there.pop("images")), **there}
+
+
+@dataclass
+class Work:
+    """A training that is set up: its state, its length, and the records that drive it when they are taken.
+
+    Attributes:
+        training: what is trained.
+        schedule: how long, and how fast.
+        records: from `train`; taking one makes a step.
+        path: that the network is trained on.
+    """
+
+    training: Training
+    schedule: Schedule
+    records: Iterator[dict[str, Any]]
+    path: NoisePath
+
+
+def network_work(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    network: RawNetwork,
+    path: NoisePath,
+    batches: Batches,
+    compute: Compute,
+) -> Work:
+    """The training of a network with EDM's loss, or of network and path with TLSM.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the run.
+        network: weights to start from; trained in place.
+        path: to start from; trained in place where the loss is TLSM.
+        batches: of the training images.
+        compute: where, and in which precision.
+
+    Raises:
+        StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
+    """
+    schedule = schedule_of(settings)
+    network.train().requires_grad_(True)
+    network, path = compute.place(network), path.to(compute.device)
+    learns_path = settings["loss"] == "tlsm"
+    modules = {"network": network} | ({"path": path.schedule} if learns_path else {})
+    rates = {"network": settings["learning_rate"]} | ({"path": settings["path_learning_rate"]} if learns_path else {})
+    if network.shape != batches.images.shape:
+        raise StageError(
+            f"network: it makes images of {network.shape} (channels, height, width), the data's are "
+            f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
+        )
+    through_level = learns_path and settings["gradient"] == "level"
+    if through_level and path.subspaces.count > 1:
+        raise StageError(
+            f"gradient: level is for one subspace, this path has {path.subspaces.count}: set it to full or envelope"
+        )
+    denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
+    shape = (schedule.piece, *batches.images.shape)
+
+    def draw_edm(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.piece, generator)
+        # EDM's log-normal noise levels
+        drawn["sigma"] = (torch.randn(schedule.piece, generator=generator) * 1.2 - 1.2).exp()
+        return drawn | {"eps": torch.randn(shape, generator=generator)}
+
+    def draw_tlsm(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.piece, generator)
+        drawn["eps"] = torch.randn(shape, generator=generator)
+        drawn["t"] = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
+        if settings["gradient"] == "full":
+            count = max(1, round(settings["share"] * schedule.piece))
+            signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
+            drawn["probes"] = torch.where(signs, -1.0, 1.0)
+        return drawn
+
+    def mean_loss(drawn: Draws) -> Tensor:
+        if learns_path:
+            there = batches.moved(drawn)
+            return tlsm_loss(denoiser, c=settings["c"], through_level=through_level, **there).mean()
+        return edm_loss(denoiser, **batches.moved(drawn)).mean()
+
+    training = Training(modules, rates)
+    guard = None
+    if learns_path:
+        saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
+        averaged = Denoiser(training.ema["network"], saved, dataset["sigma_data"], compute.body)
+        guard = _heldout_guard(averaged, batches, settings, schedule)
+    records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
+    return Work(training, schedule, records, path)
+
+
+def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
+    """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
+
+    A rise means that the path has run away from what the network knows.
+    """
+    generator = torch.Generator().manual_seed(settings["seed"])
+    repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
+    index = torch.arange(len(batches.heldout)).repeat(repeats)
+    drawn = batches.fixed(index)
+    drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
+    order = torch.randperm(len(index), generator=generator)
+    drawn["t"] = ((order + 0.5) / len(index)).to(torch.float64)
+    fixed = batches.moved(drawn)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
+
+    every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
+    return Guard(loss, every, settings["guard_tolerance"])
+
+
+def warp_work(
+    dataset: dict[str, Any],
+    settings: dict[str, Any],
+    network: RawNetwork,
+    path: NoisePath,
+    batches: Batches,
+    compute: Compute,
+) -> Work:
+    """The training of the time warp of a path, under a network that is left as it is.
+
+    Args:
+        dataset: settings of the dataset.
+        settings: of the warp.
+        network: that the warp is for.
+        path: whose time is warped.
+        batches: of the training images.
+        compute: where, and in which precision.
+    """
+    path = path.to(compute.device).requires_grad_(False)
+    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
+    warp = Warp(path, knots=settings["knots"]).to(compute.device)
+    schedule = schedule_of(settings)
+    shape = (schedule.piece, *batches.images.shape)
+
+    def draw(generator: torch.Generator) -> Draws:
+        drawn = batches.draw(schedule.piece, generator)
+        drawn["eps"] = torch.randn(shape, generator=generator)
+        uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
+        drawn["start"] = uniform().clamp(min=1e-6)
+        window = (uniform() if settings["window"] == "uniform" else 1.0) / settings["steps"]
+        drawn["end"] = (drawn["start"] - window).clamp(min=0)
+        drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
+        return drawn
+
+    def mean_loss(drawn: Draws) -> Tensor:
+        return sum(warp_loss(denoiser, path, warp, c=settings["c"], **batches.moved(drawn))).mean()
+
+    training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
+    return Work(training, schedule, train(training, schedule, draw, mean_loss), path)
