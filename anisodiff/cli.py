@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from anisodiff.storage.files import StageError, Stopped, provenance, version
+from anisodiff.errors import StageError, Stopped
+from anisodiff.storage.files import provenance, version
 from anisodiff.training.launch import launch
 
 SCHEMA = Path(__file__).parents[1] / "workflow/schemas/config.schema.yaml"

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 from anisodiff.training import parallel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anisodiff.compute import Compute
+from anisodiff.errors import StageError
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import BatchPath, NoisePath, edm_path
-from anisodiff.storage.files import StageError
 
 
 class Denoiser(nn.Module):

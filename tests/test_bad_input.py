@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from anisodiff import cli
 from anisodiff.compute import Compute
 from anisodiff.data import download, sources
+from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
 from anisodiff.report import geometry_table, tables
 from anisodiff.stages import sampling
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, atomic, digest
+from anisodiff.storage.files import atomic, digest
 from anisodiff.storage.pickles import load_edm
 
 EDM = ROOT / "tests/data/edm"

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from anisodiff.data import sources
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 
 def png(side: int = 8) -> bytes:

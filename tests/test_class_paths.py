@@ -7,6 +7,7 @@ from exact import Exact
 from anisodiff.data import image_sets
 from anisodiff.data.image_sets import Images
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.grids import fixed
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
@@ -18,7 +19,6 @@ from anisodiff.solvers import registry
 from anisodiff.solvers.generation import generate
 from anisodiff.stages.initial_paths import coefficient_variances, initial_path
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 SIDE, CHANNELS = 4, 2
 LOW_FIRST, HIGH_FIRST = (3.0, 9.0), (9.0, 3.0)  # exponents: which subspace's noise falls first

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import strip_methods
 from anisodiff.experiment.config import describe, load_schema, resolve
 from anisodiff.experiment.config_text import check_text
-from anisodiff.storage.files import StageError
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")

@@ -12,10 +12,10 @@ from runs import DATASET, ROOT
 from safetensors.torch import save_file
 
 from anisodiff import cli
+from anisodiff.errors import StageError
 from anisodiff.report import tables
 from anisodiff.stages import sampling, verifying
 from anisodiff.storage import checkpoints, files
-from anisodiff.storage.files import StageError
 from anisodiff.training.loop import ResumeStore, Training
 
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")

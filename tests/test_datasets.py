@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from anisodiff.data import image_sets, sources
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-32x32.zip"
 

@@ -11,6 +11,7 @@ import anisodiff
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser, read_denoiser
+from anisodiff.errors import StageError
 from anisodiff.grids.fixed import karras
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss
@@ -22,7 +23,6 @@ from anisodiff.solvers.generation import start
 from anisodiff.solvers.registry import heun, solve
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 SIGMA_DATA = 0.7
 

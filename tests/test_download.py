@@ -19,7 +19,7 @@ import requests
 from anisodiff import cli
 from anisodiff.data import download
 from anisodiff.data.download import check, fetch, fingerprint, place, to_fetch
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

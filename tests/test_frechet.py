@@ -6,10 +6,10 @@ import standin
 import torch
 from PIL import Image
 
+from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
 from anisodiff.stages import sampling
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 
 def statistics(features: torch.Tensor, parts: list[int]) -> frechet.FeatureStatistics:

@@ -2,10 +2,10 @@ import pytest
 import torch
 from test_denoiser import denoiser
 
+from anisodiff.errors import StageError
 from anisodiff.grids.fixed import uniform
 from anisodiff.solvers.generation import draw, generate
 from anisodiff.solvers.registry import midpoint
-from anisodiff.storage.files import StageError
 
 
 def images(seeds: list[int], batch: int) -> torch.Tensor:

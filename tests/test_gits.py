@@ -8,6 +8,7 @@ import torch
 from runs import DATASET
 from test_solvers import SIDE, gaussian, solution, unequal_path
 
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import Budget
 from anisodiff.grids import gits
 from anisodiff.grids.fixed import Levels, karras, levels, uniform
@@ -15,7 +16,6 @@ from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.stages import searching
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 # GITS (arXiv:2506.10177), Table 9, CIFAR-10
 PUBLISHED = [

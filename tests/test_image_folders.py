@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anisodiff.data import image_sets
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 SHAPE = (1, 4, 4)
 

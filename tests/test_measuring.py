@@ -10,6 +10,7 @@ from runs import DATASET
 
 from anisodiff.data.image_sets import to_uint8
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.grids import fixed, gits
 from anisodiff.grids.fixed import levels
 from anisodiff.metrics import frechet
@@ -20,7 +21,6 @@ from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.stages import measuring, sampling
 from anisodiff.stages.convergence import follow
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 ROOT = Path(__file__).parents[1]
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")

@@ -8,6 +8,7 @@ import torch
 from test_path_gradient import mixture_over
 from test_solvers import SIDE, gaussian, measured_orders, unequal_path
 
+from anisodiff.errors import StageError
 from anisodiff.grids.fixed import Levels, VpTime, at, given, karras, log_snr, time_uniform, uniform
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.schedules import KnotSchedule
@@ -22,7 +23,6 @@ from anisodiff.solvers.multistep import (
 )
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import Problem, State
-from anisodiff.storage.files import StageError
 
 OF_ESTIMATES = ("dpmpp", "exp-ab", "unipc", "unipc-bh1")
 

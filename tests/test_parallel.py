@@ -10,8 +10,8 @@ import pytest
 import torch
 from runs import ROOT, RUN, command, weights
 
+from anisodiff.errors import StageError
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 from anisodiff.training.launch import launch
 from anisodiff.training.loop import ResumeStore, Schedule, Training, train
 

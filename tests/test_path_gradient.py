@@ -9,6 +9,7 @@ from runs import DATASET, RUN
 from torch import nn
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.objectives.losses import tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import NoisePath
@@ -16,7 +17,6 @@ from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 SIDE = 2  # four dimensions in two subspaces
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from anisodiff.errors import StageError
 from anisodiff.storage import checkpoints, pickles
-from anisodiff.storage.files import StageError
 from anisodiff.storage.pickles import load_edm, load_plain
 
 EDM = Path(__file__).parent / "data/edm"

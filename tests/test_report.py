@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from anisodiff.errors import StageError
 from anisodiff.report import html_page
 from anisodiff.report.captions import FIGURES, HEADLINE
-from anisodiff.storage.files import StageError
 
 ROOT = Path(__file__).parents[1]
 TABLE = """\

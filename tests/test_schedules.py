@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anisodiff.errors import StageError
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import (
     FixedSchedule,
@@ -16,7 +17,6 @@ from anisodiff.paths.schedules import (
     speed,
 )
 from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.storage.files import StageError
 
 thetas = st.lists(st.floats(-6, 6), min_size=4, max_size=12)
 common = settings(deadline=None, max_examples=60)

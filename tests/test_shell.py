@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from anisodiff.data.download import place
+from anisodiff.errors import StageError
 from anisodiff.experiment.config import load_schema, resolve
-from anisodiff.storage.files import StageError
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 

@@ -7,6 +7,7 @@ import torch
 from exact import ExactGaussian
 from test_path_gradient import mixture_over
 
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import spend
 from anisodiff.grids.fixed import Levels, karras, uniform
 from anisodiff.paths.noise_path import NoisePath, Warp
@@ -15,7 +16,6 @@ from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import Problem, State
 from anisodiff.stages.sampling import levels_of
-from anisodiff.storage.files import StageError
 
 SIDE = 4
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anisodiff.errors import StageError
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
-from anisodiff.storage.files import StageError
 
 
 @pytest.mark.parametrize("size", [2, 8, 32])

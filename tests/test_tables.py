@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
+from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
 from anisodiff.report import drawing, tables
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 METHODS = {
     name: {"network": "base", "path": "edm", "grid": "karras", "solver": solver}

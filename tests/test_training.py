@@ -17,10 +17,10 @@ from runs import DATASET, ROOT, RUN, command, weights
 
 from anisodiff.compute import CPU
 from anisodiff.denoiser import read_denoiser
+from anisodiff.errors import StageError
 from anisodiff.experiment.config import load_schema, resolve
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 from anisodiff.training.jobs import Batches, _heldout_guard, schedule_of
 from anisodiff.training.loop import Guard, ResumeStore, Schedule, Training, _lines_to, train
 

@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
 
 from anisodiff.data.sources import EXTENSIONS
-from anisodiff.storage.files import StageError, digest, write_text
+from anisodiff.errors import StageError
+from anisodiff.storage.files import digest, write_text
 
 ATTEMPTS = 6
 LATER = {408, 425, 429, 500, 502, 503, 504}  # answers that may be another one in a while

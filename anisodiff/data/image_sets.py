@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from anisodiff.storage.files import StageError, digest, write_text
+from anisodiff.errors import StageError
+from anisodiff.storage.files import digest, write_text
 
 ARRAYS = ("pixels", "labels")
 ALWAYS_HASHED = 2**30  # bytes; a larger file is hashed when it is first taken up, and again when it looks changed

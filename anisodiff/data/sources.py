@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anisodiff.storage.files import StageError, atomic
+from anisodiff.errors import StageError
+from anisodiff.storage.files import atomic
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 EVALUATIONS = {"heun": 2, "midpoint": 2, "dpm2": 2}  # a step, where not one
 ORDERS = {

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from anisodiff.data.download import to_fetch
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import ORDERS, budgets, grid_nfe, spend
 from anisodiff.experiment.config_text import plain, whole
-from anisodiff.storage.files import StageError
 
 PREFIX = "configuration"
 TAKEN = {"rho": ("karras", "time-uniform"), "last_level": ("uniform", "warped")}  # keys of single grids

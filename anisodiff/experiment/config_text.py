@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 MOST, DEEPEST = 20_000, 40  # values, and levels of them: aliases in YAML multiply what a file holds
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # characters that no name and no option has

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anisodiff.errors import StageError
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import LogLinear, karras_sigmas
-from anisodiff.storage.files import StageError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anisodiff.data.image_sets import to_unit
+from anisodiff.errors import StageError, one_line
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, one_line
 
 Features = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anisodiff.errors import StageError, one_line
 from anisodiff.networks.layers import (
     Conv2d,
     FilteredConv2d,
@@ -26,7 +27,6 @@ from anisodiff.networks.layers import (
     norm,
     zeroed,
 )
-from anisodiff.storage.files import StageError, one_line
 
 
 class RawNetwork(nn.Module):

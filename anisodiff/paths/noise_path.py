@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anisodiff.errors import StageError
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear, Variance, karras_logs
 from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.storage.files import StageError
 
 
 class _Coordinates:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anisodiff.data.image_sets import Images
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 
 class PcaSubspaces(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 
 @dataclass(frozen=True)

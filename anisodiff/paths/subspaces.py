@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 
 def dct_matrix(size: int) -> Float[Tensor, "h h"]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from anisodiff.errors import StageError
 from anisodiff.metrics.geometry import DENOISERS
 from anisodiff.report.tables import markdown
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, write_text
+from anisodiff.storage.files import write_text
 
 HEAD = [
     "name", "denoiser", "trajectories", "deviation", "of the chord", "at level", "one peak", "in one direction",

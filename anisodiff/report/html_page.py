@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from anisodiff.errors import StageError
 from anisodiff.report.captions import FIGURES, HEADLINE, Caption
-from anisodiff.storage.files import StageError, write_text
+from anisodiff.storage.files import write_text
 
 PAGES = {
     "table.md": "Distances",

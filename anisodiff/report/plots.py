@@ -14,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from anisodiff.errors import StageError
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
 from anisodiff.report import geometry_figures, tables
 from anisodiff.report.captions import FIGURES
 from anisodiff.report.drawing import DASHES, MARKERS, STYLE, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, atomic
+from anisodiff.storage.files import atomic
 
 
 def make(table: Path, settings: dict[str, Any], output: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from anisodiff.errors import StageError, one_line
 from anisodiff.metrics import frechet
 from anisodiff.stages.sampling import cells_of, load_reference, read_cell
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, one_line, write_text
+from anisodiff.storage.files import write_text
 
 TEXTS = (
     "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",

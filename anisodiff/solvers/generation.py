@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from anisodiff.data.image_sets import to_uint8
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.grids.fixed import Levels
 from anisodiff.solvers.registry import Step, solve
-from anisodiff.storage.files import StageError
 
 
 def draw(

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import EVALUATIONS, ORDERS
 from anisodiff.grids.fixed import Levels
 from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
 from anisodiff.solvers.singlestep import Problem, State, Step, dpm2, euler, heun, midpoint
-from anisodiff.storage.files import StageError
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from anisodiff.data import image_sets
+from anisodiff.errors import StageError
 from anisodiff.experiment.config import basis_of
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces, principal_subspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
 from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError
 
 
 def initial_path(

@@ -13,6 +13,7 @@ from torch import Tensor
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser, read_denoiser
+from anisodiff.errors import StageError
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
 from anisodiff.grids import fixed, gits
 from anisodiff.grids.fixed import Levels
@@ -21,7 +22,7 @@ from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.registry import solve
 from anisodiff.solvers.singlestep import euler
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, provenance
+from anisodiff.storage.files import provenance
 
 BATCH = 32  # trajectories at a time; those that are looked at one by one are in the first batch
 STRIP = 9  # nodes of the pictures

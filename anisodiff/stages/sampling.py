@@ -16,6 +16,7 @@ from torch import Tensor
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets, sources
 from anisodiff.denoiser import read_denoiser
+from anisodiff.errors import StageError, one_line
 from anisodiff.experiment.budgets import spend
 from anisodiff.grids import fixed
 from anisodiff.grids.fixed import Levels
@@ -26,7 +27,7 @@ from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import State, Step
 from anisodiff.stages import searching
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, digest, key_of, one_line, provenance, write_text
+from anisodiff.storage.files import digest, key_of, provenance, write_text
 
 PREVIEW = 64  # images of a range that are kept to look at
 LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other

@@ -8,13 +8,14 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.denoiser import read_denoiser
+from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import Budget
 from anisodiff.grids import fixed, gits
 from anisodiff.grids.fixed import Levels
 from anisodiff.solvers.generation import draw_for
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, provenance
+from anisodiff.storage.files import provenance
 
 
 def search_levels(

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anisodiff.data import image_sets
+from anisodiff.errors import StageError, one_line
 from anisodiff.report import tables
 from anisodiff.stages.sampling import cells_of
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, digest, one_line, version
+from anisodiff.storage.files import digest, version
 
 FAILURES = ("damaged", "missing")
 TOLD = ("orphaned", "left over", "without a digest", "of another version", "of mixed versions")

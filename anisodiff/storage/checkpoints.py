@@ -17,12 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anisodiff.errors import StageError, one_line
 from anisodiff.networks.unets import RawNetwork, restore
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear
 from anisodiff.paths.subspaces import Subspaces
-from anisodiff.storage.files import StageError, atomic, digest, one_line, provenance
+from anisodiff.storage.files import atomic, digest, provenance
 from anisodiff.storage.pickles import load_edm
 
 MEND = "delete it and run again, or get it again"

@@ -1,4 +1,4 @@
-"""What every stage needs of the file system: atomic writes, hashes, provenance, and errors worth one line."""
+"""What every stage needs of the file system: atomic writes, hashes and provenance."""
 
 import contextlib
 import functools
@@ -14,19 +14,6 @@ from typing import Any
 import anisodiff
 
 PACKAGE = Path(anisodiff.__file__).resolve().parent
-
-
-class StageError(Exception):
-    """A failure that the user can mend. Its text names the thing and the mend; the command line prints it as it is."""
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, short and on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class Stopped(Exception):
-    """The process was asked to stop; its state is saved."""
 
 
 @contextlib.contextmanager

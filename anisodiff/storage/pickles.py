@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 MALFORMED = (
     pickle.UnpicklingError, EOFError, MemoryError, OverflowError, RecursionError, AttributeError, LookupError,

@@ -12,10 +12,10 @@ from torch import Tensor
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import StageError
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import edm_loss, tlsm_loss, warp_loss
 from anisodiff.paths.noise_path import NoisePath, Warp
-from anisodiff.storage.files import StageError
 from anisodiff.training.loop import Draws, Guard, Schedule, Training, train
 
 

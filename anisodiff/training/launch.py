@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 
-from anisodiff.storage.files import StageError
+from anisodiff.errors import StageError
 
 SHUTDOWN = 150  # seconds that processes have to save their state when they are asked to stop
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anisodiff.errors import StageError, Stopped
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import StageError, Stopped, version, write_text
+from anisodiff.storage.files import version, write_text
 from anisodiff.training import parallel
 
 

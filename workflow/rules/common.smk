@@ -16,7 +16,8 @@ from anisodiff.experiment.config import basis_of, load_schema, resolve
 from anisodiff.experiment.config_text import check_text
 from anisodiff.data.sources import BUILT_IN
 from anisodiff.data.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
-from anisodiff.storage.files import StageError, write_text
+from anisodiff.errors import StageError
+from anisodiff.storage.files import write_text
 
 try:
     if workflow.is_main_process:
