@@ -1,16 +1,11 @@
 """EDM's preconditioned denoiser, per subspace of a noise path (paper, Section 4.3; arXiv:2206.00364, Table 1)."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.compute import Compute
 from anisodiff.errors import StageError
-from anisodiff.networks.unets import RawNetwork
-from anisodiff.paths.noise_path import BatchPath, NoisePath, edm_path
+from anisodiff.paths.noise_path import BatchPath, NoisePath
 
 
 class Denoiser(nn.Module):
@@ -88,83 +83,3 @@ class Denoiser(nn.Module):
             raise StageError(f"sigma: {sigma.numel()} levels for {len(x)} images: give one for all, or one an image")
         g = sigma.reshape(-1, 1).square().expand(len(x), self.path.subspaces.count)
         return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))
-
-
-def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str, Any], name: Path | str) -> None:
-    """Refuse a network that was trained for other data than those it is used for.
-
-    Args:
-        network: the network.
-        about: header of its file.
-        dataset: settings of the dataset: sigma_data, labels.
-        name: of the network, for the message.
-
-    Raises:
-        StageError: the network has another sigma_data, or does not say which; it has classes and the dataset no labels,
-            or the reverse.
-    """
-    own = _own_sigma_data(about, name)
-    if own != dataset["sigma_data"]:
-        raise StageError(
-            f"{name}: is for data of sigma_data {own:g}, the dataset's is {dataset['sigma_data']:g}: "
-            f"set sigma_data to {own:g}, or take another checkpoint"
-        )
-    if bool(network.classes) != dataset["labels"]:
-        has = f"has {network.classes} classes" if network.classes else "has no classes"
-        raise StageError(
-            f"{name}: {has}, the dataset says labels: {str(dataset['labels']).lower()}: "
-            f"set labels to {str(bool(network.classes)).lower()}, or take another checkpoint"
-        )
-
-
-def _own_sigma_data(about: dict[str, Any], name: Path | str) -> float:
-    from anisodiff.storage import checkpoints
-
-    found = checkpoints.sigma_data_of(about)
-    if found is None:
-        raise StageError(f"{name}: does not say its sigma_data: convert it or train it again")
-    return found
-
-
-def read_denoiser(
-    network_file: Path, path_file: Path, dataset: dict[str, Any], compute: Compute
-) -> tuple[Denoiser, list[dict[str, Any]]]:
-    """The denoiser of a network over a path, where a stage computes, and the headers of the two files.
-
-    Args:
-        network_file: the network.
-        path_file: the path.
-        dataset: settings of the dataset that it is used for.
-        compute: where, and in which precision.
-
-    Raises:
-        StageError: the network is for images of another size, or for other data (see `check_dataset`).
-    """
-    from anisodiff.storage import checkpoints
-
-    network, about = checkpoints.load_network(network_file)
-    path, path_about = checkpoints.load_path(path_file)
-    if path.subspaces.size != network.shape[-1]:
-        raise StageError(
-            f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
-            "set the dataset's resolution, or take another checkpoint"
-        )
-    check_dataset(network, about, dataset, network_file)
-    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
-    return denoiser.to(compute.device), [about, path_about]
-
-
-def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
-    """The denoiser `D(x, sigma, labels=None)` of a network file, with the sigma_data that the network was trained with.
-
-    Args:
-        path: safetensors file of a network, as `anisodiff convert` and the training stages write it.
-        device: as torch names it.
-
-    Raises:
-        StageError: there is no such file, or it holds no network, or it does not say its sigma_data.
-    """
-    from anisodiff.storage import checkpoints
-
-    network, about = checkpoints.load_network(path)
-    return Denoiser(network, edm_path(network.shape[-1]), _own_sigma_data(about, path)).to(device).eval()

@@ -14,7 +14,7 @@ from PIL import Image
 from runs import DATASET, ROOT, RUN
 from safetensors.torch import save_file
 
-from anisodiff import cli
+from anisodiff import cli, models
 from anisodiff.compute import Compute
 from anisodiff.data import download, sources
 from anisodiff.errors import StageError
@@ -294,7 +294,7 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     assert "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)" in one_line(failed)
     method = {"grid": "karras", "solver": "heun"}
     with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
-        sampling.Sampler({"sigma_data": 0.5, "labels": False}, method, [other, start[1]], Compute())
+        models.Sampler({"sigma_data": 0.5, "labels": False}, method, [other, start[1]], Compute())
 
 
 def test_labels_that_are_missing(start, tmp_path):

@@ -213,7 +213,7 @@ def test_members_of_cifar_that_are_no_files(tmp_path, members):
 
 
 def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "LARGEST", 10**6)
+    monkeypatch.setattr(sources, "LARGEST", 10**6)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(bytes(10**7)))
     refused(tmp_path / "cifar-10-python.tar.gz", tmp_path, "unpacked, it has more than 1,000,000 bytes")
 

@@ -6,13 +6,14 @@ from exact import Exact
 
 from anisodiff.data import image_sets
 from anisodiff.data.image_sets import Images
+from anisodiff.data.principal_components import components, principal_subspaces
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids import fixed
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import NoisePath, Warp
-from anisodiff.paths.principal import PcaSubspaces, cluster, components, principal_subspaces
+from anisodiff.paths.principal import PcaSubspaces, cluster
 from anisodiff.paths.schedules import KnotSchedule, karras_logs
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 from anisodiff.solvers import registry

@@ -5,8 +5,10 @@ import torch
 from exact import ExactMixture
 from test_solvers import unequal_path
 
-from anisodiff.data.image_sets import Images, to_unit
-from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
+from anisodiff.data.image_sets import Images
+from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
+from anisodiff.metrics.gaussians import fit_gaussians
+from anisodiff.pixels import to_unit
 
 SIDE = 4
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from anisodiff import cli
 from anisodiff.errors import StageError
+from anisodiff.metrics import cells
 from anisodiff.report import tables
 from anisodiff.stages import sampling, verifying
 from anisodiff.storage import checkpoints, files
@@ -188,7 +189,7 @@ def test_damaged_inputs_are_named(results, start, name, tmp_path):
     network, path = (Path(shutil.copy(file, tmp_path)) for file in start[:2])
     file = {"network": network, "path": path, "reference": results / "reference.safetensors"}[name]
     flip_tensors(file)
-    read = sampling.load_reference if name == "reference" else sample
+    read = cells.load_reference if name == "reference" else sample
     arguments = (file, "digits-cnn") if name == "reference" else (tmp_path / "made", (network, path))
     with pytest.raises(StageError, match=rf"{file.name}: damaged: its tensors are not what was written"):
         read(*arguments)

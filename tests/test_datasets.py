@@ -15,6 +15,7 @@ import standin
 import torch
 from PIL import Image
 
+from anisodiff import pixels
 from anisodiff.data import image_sets, sources
 from anisodiff.errors import StageError
 
@@ -455,5 +456,5 @@ def test_the_real_cifar10(tmp_path):
     images = load(REAL, tmp_path, workers=2)
     assert len(images) == 50_000
     assert torch.bincount(images.labels).tolist() == [5000] * 10
-    means = image_sets.to_unit(images.pixels[:5000]).mean((0, 2, 3))
+    means = pixels.to_unit(images.pixels[:5000]).mean((0, 2, 3))
     assert torch.allclose(means, torch.tensor([-0.017, -0.036, -0.107]), atol=0.02)

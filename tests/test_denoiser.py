@@ -8,11 +8,13 @@ import torch
 from runs import DATASET, RUN
 
 import anisodiff
+from anisodiff import pixels
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
-from anisodiff.denoiser import Denoiser, read_denoiser
+from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import karras
+from anisodiff.models import read_denoiser
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
@@ -192,7 +194,7 @@ def test_a_network_is_used_with_the_sigma_data_it_was_trained_with(tmp_path, nam
     checkpoints.save(tmp_path / "base.safetensors", tensors, about)
     loaded = anisodiff.load_denoiser(tmp_path / "base.safetensors")
     assert loaded.sigma_data == 0.75
-    x0 = image_sets.to_unit(image_sets.load(start[2]).pixels[:64])
+    x0 = pixels.to_unit(image_sets.load(start[2]).pixels[:64])
     noisy = x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         error = (loaded(noisy, 0.1) - x0).square().mean().sqrt()

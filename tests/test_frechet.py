@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from anisodiff.errors import StageError
-from anisodiff.metrics import frechet
-from anisodiff.stages import sampling
+from anisodiff.metrics import cells, frechet
 from anisodiff.storage import checkpoints
 
 
@@ -111,10 +110,10 @@ def test_statistics_of_other_features_are_refused(tmp_path):
     with pytest.raises(StageError, match="should hold mu and sigma"):
         frechet.published_statistics(tmp_path / "other.npz")
     with pytest.raises(StageError, match="of Inception's features, not of digits-cnn"):
-        sampling.load_reference(tmp_path / "small.npz", "digits-cnn")
+        cells.load_reference(tmp_path / "small.npz", "digits-cnn")
     checkpoints.save(tmp_path / "reference.safetensors", small.tensors(), {"features": "digits-cnn"})
     with pytest.raises(StageError, match="statistics of digits-cnn features, not of inception"):
-        sampling.load_reference(tmp_path / "reference.safetensors", "inception")
+        cells.load_reference(tmp_path / "reference.safetensors", "inception")
 
 
 def test_statistics_that_are_nan_or_no_statistics_are_refused(tmp_path):
@@ -136,7 +135,7 @@ def test_statistics_that_are_nan_or_no_statistics_are_refused(tmp_path):
     ):
         checkpoints.save(made, tensors, {"features": "digits-cnn"})
         with pytest.raises(StageError, match=rf"reference\.safetensors: .*{says}"):
-            sampling.load_reference(made, "digits-cnn")
+            cells.load_reference(made, "digits-cnn")
     total = frechet.FeatureStatistics(2)
     with pytest.raises(StageError, match="features: are NaN or infinite"):
         total.add(torch.tensor([[1.0, torch.nan]]))

@@ -8,6 +8,7 @@ import torch
 from runs import DATASET
 from test_solvers import SIDE, gaussian, solution, unequal_path
 
+from anisodiff import models
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import Budget
 from anisodiff.grids import gits
@@ -199,17 +200,17 @@ def searched(start, tmp_path_factory) -> Path:
 def test_levels_for_every_budget_from_one_file(searched):
     fine = karras(21, 1, 0.002, 80.0, denoise=False).nodes
     for steps in range(1, 21):
-        found = searching.found_levels(searched, Budget(steps + 1, False), False)
+        found = models.found_levels(searched, Budget(steps + 1, False), False)
         assert isinstance(found, Levels)
         assert found.steps == steps
         assert {float(node) for node in found.nodes.flatten()} <= {float(node) for node in fine.flatten()}
         assert (found.nodes[0], found.nodes[-1]) == (fine[0], fine[-1])
-    assert searching.found_levels(searched, Budget(5, True), False).is_to_zero(4)
-    assert searching.found_levels(searched, Budget(5, False), True).steps == 4
+    assert models.found_levels(searched, Budget(5, True), False).is_to_zero(4)
+    assert models.found_levels(searched, Budget(5, False), True).steps == 4
     about = checkpoints.header(searched)
     assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
 
 
 def test_a_budget_larger_than_the_grid(searched):
     with pytest.raises(StageError, match="found no levels for 21 steps: give it more points"):
-        searching.found_levels(searched, Budget(22, False), False)
+        models.found_levels(searched, Budget(22, False), False)

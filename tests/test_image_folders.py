@@ -95,7 +95,7 @@ def test_a_writer_whose_place_is_removed_says_so(tmp_path):
 def test_a_flipped_bit_is_noticed(tmp_path, monkeypatch, name, large):
     folder = tmp_path / "images"
     if large:
-        monkeypatch.setattr(data, "ALWAYS_HASHED", 0)
+        monkeypatch.setattr(image_sets, "ALWAYS_HASHED", 0)
     write(folder, 1)
     image_sets.load(folder)
     with (folder / f"{name}.npy").open("r+b") as file:
@@ -106,11 +106,11 @@ def test_a_flipped_bit_is_noticed(tmp_path, monkeypatch, name, large):
 
 
 def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ALWAYS_HASHED", 0)
+    monkeypatch.setattr(image_sets, "ALWAYS_HASHED", 0)
     folder = tmp_path / "images"
     write(folder, 1)
     image_sets.load(folder)
-    monkeypatch.setattr(data, "digest", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(image_sets, "digest", lambda _: pytest.fail("hashed again"))
     assert (image_sets.load(folder).pixels == 1).all()
 
 

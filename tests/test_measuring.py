@@ -8,12 +8,12 @@ import pytest
 import torch
 from runs import DATASET
 
-from anisodiff.data.image_sets import to_uint8
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids import fixed, gits
 from anisodiff.grids.fixed import levels
 from anisodiff.metrics import frechet
+from anisodiff.pixels import to_uint8
 from anisodiff.report import geometry_figures, geometry_table, plots
 from anisodiff.solvers.generation import draw
 from anisodiff.solvers.generation import start as start_of
@@ -92,9 +92,9 @@ def test_table_and_figures_of_two_paths(measured, tmp_path):
 
 
 def test_a_mixture_needs_classes(start, tmp_path, monkeypatch):
-    loaded = measuring.data.load(start[2])
-    without = measuring.data.Images(loaded.pixels, loaded.labels, 0)
-    monkeypatch.setattr(measuring.data, "load", lambda folder: without)
+    loaded = measuring.image_sets.load(start[2])
+    without = measuring.image_sets.Images(loaded.pixels, loaded.labels, 0)
+    monkeypatch.setattr(measuring.image_sets, "load", lambda folder: without)
     with pytest.raises(StageError, match=r"has no classes for a mixture: leave it out"):
         measuring.measure(DATASET, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
 

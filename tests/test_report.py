@@ -82,7 +82,7 @@ def test_geometry_is_shown_where_it_was_measured(run, tmp_path):
 
 
 def test_a_heavy_drawing_is_shown_as_pixels(run, tmp_path):
-    (run / "plots" / f"{HEADLINE}.svg").write_text("x" * (page.HEAVY + 1))
+    (run / "plots" / f"{HEADLINE}.svg").write_text("x" * (html_page.HEAVY + 1))
     assert figures(made(tmp_path, run))[0] == f"png of {HEADLINE}"
     (run / "plots" / "learned-levels.svg").unlink()
     assert figures(made(tmp_path, run))[1] == "png of learned-levels"

@@ -10,12 +10,12 @@ from test_path_gradient import mixture_over
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import spend
 from anisodiff.grids.fixed import Levels, karras, uniform
+from anisodiff.models import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import Problem, State
-from anisodiff.stages.sampling import levels_of
 
 SIDE = 4
 

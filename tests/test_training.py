@@ -16,9 +16,9 @@ import yaml
 from runs import DATASET, ROOT, RUN, command, weights
 
 from anisodiff.compute import CPU
-from anisodiff.denoiser import read_denoiser
 from anisodiff.errors import StageError
 from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.models import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
 from anisodiff.training.jobs import Batches, _heldout_guard, schedule_of

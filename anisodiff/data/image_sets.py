@@ -27,16 +27,6 @@ ALWAYS_HASHED = 2**30  # bytes; a larger file is hashed when it is first taken u
 ABANDONED = 3600  # seconds; a writer adds images all the time, so a place that none was added to for so long has none
 
 
-def to_unit(images: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """uint8 in 0..255 to float32 in [-1, 1]."""
-    return images.to(torch.float32) / 127.5 - 1
-
-
-def to_uint8(x: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
-    """Float in [-1, 1] to uint8, rounded as EDM does."""
-    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
-
-
 @dataclass(frozen=True)
 class Images:
     """A set of images, in memory or mapped from a file.

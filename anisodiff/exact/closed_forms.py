@@ -4,17 +4,26 @@ They have the face of `Denoiser`, over any path that all images share, and compu
 """
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from anisodiff.data.image_sets import Images, to_unit
 from anisodiff.denoiser import Denoiser
-from anisodiff.metrics.frechet import FeatureStatistics
 from anisodiff.paths.noise_path import NoisePath
+from anisodiff.pixels import to_unit
 
 CHUNK = 4096  # images at a time in double precision
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """Images that are read a part at a time."""
+
+    def parts(self, size: int) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b k"]]]:
+        """All images in order, `size` at a time, with their one-hot labels."""
+        ...
 
 
 class ClosedForm(Denoiser):
@@ -54,7 +63,7 @@ class KernelDenoiser(ClosedForm):
         device: where.
     """
 
-    def __init__(self, path: NoisePath, images: Images, device: str = "cpu"):
+    def __init__(self, path: NoisePath, images: ImageSet, device: str = "cpu"):
         super().__init__(path)
         self.to(device)
         parts = [(path.from_pixels(to_unit(pixels.to(device))), labels) for pixels, labels in images.parts(CHUNK)]
@@ -148,32 +157,3 @@ class GaussianDenoiser(ClosedForm):
         if labels is not None and len(found) > 1:
             logit = logit.masked_fill(labels == 0, -torch.inf)
         return torch.einsum("bk,bkchw->bchw", logit.softmax(1), torch.stack(found, dim=1))
-
-
-def fit_gaussians(
-    images: Images, rank: int, per_class: bool = False
-) -> tuple[Float[Tensor, "k c h w"], Float[Tensor, "k r c h w"], Float[Tensor, " k"]]:
-    """Means, factors and shares for `GaussianDenoiser`, float64: one Gaussian for all images, or one a class.
-
-    Args:
-        images: the data.
-        rank: principal directions that are kept, at most.
-        per_class: one a class, in the order of the classes.
-    """
-    shape = images.shape
-    count = images.classes if per_class else 1
-    statistics = [FeatureStatistics(shape[0] * shape[1] * shape[2]) for _ in range(count)]
-    for pixels, labels in images.parts(CHUNK):
-        flat = to_unit(pixels).flatten(1)
-        for k, each in enumerate(statistics):
-            each.add(flat[labels[:, k] > 0] if per_class else flat)
-    gaussians = [each.gaussian for each in statistics]
-    kept = min(rank, *(each.count - 1 for each in statistics), len(gaussians[0].mean))
-    factors = []
-    for gaussian in gaussians:
-        values, vectors = torch.linalg.eigh(gaussian.covariance)
-        largest = slice(len(values) - kept, None)
-        factors.append((vectors[:, largest] * values[largest].clamp(min=0).sqrt()).T.flip(0))
-    means = torch.stack([gaussian.mean for gaussian in gaussians])
-    counts = torch.tensor([each.count for each in statistics], dtype=torch.float64)
-    return means.reshape(-1, *shape), torch.stack(factors).reshape(count, kept, *shape), counts / counts.sum()

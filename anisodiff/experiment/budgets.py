@@ -4,17 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from anisodiff.errors import StageError
+from anisodiff.solvers.costs import EVALUATIONS
 
-EVALUATIONS = {"heun": 2, "midpoint": 2, "dpm2": 2}  # a step, where not one
-ORDERS = {
-    "dpmpp": 3,
-    "exp-ab": 3,
-    "unipc": 3,
-    "unipc-bh1": 3,
-    "deis": 4,
-    "ipndm": 4,
-    "ipndm-v": 4,
-}  # highest, of multistep solvers
 FALLING_TO_MIN = ("karras", "log-snr", "time-uniform")  # grids that end at sigma_min: a last step to 0 is the rule
 
 

@@ -9,8 +9,9 @@ import yaml
 
 from anisodiff.data.download import to_fetch
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import ORDERS, budgets, grid_nfe, spend
+from anisodiff.experiment.budgets import budgets, grid_nfe, spend
 from anisodiff.experiment.config_text import plain, whole
+from anisodiff.solvers.costs import ORDERS
 
 PREFIX = "configuration"
 TAKEN = {"rho": ("karras", "time-uniform"), "last_level": ("uniform", "warped")}  # keys of single grids

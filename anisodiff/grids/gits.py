@@ -14,10 +14,22 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.fixed import Levels, at
-from anisodiff.metrics.geometry import from_chord
 from anisodiff.solvers.generation import start
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import Problem, State, Step
+
+
+def from_chord(
+    points: Float[Tensor, "n b d"], first: Float[Tensor, "b d"], last: Float[Tensor, "b d"]
+) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b d"]]:
+    """Place along the chord between two ends, measured from the last, and what is perpendicular to it.
+
+    The norm of the perpendicular part is the trajectory deviation (Section 3.1).
+    """
+    chord = torch.nn.functional.normalize(first - last, dim=1)
+    away = points - last
+    along = (away * chord).sum(2)
+    return along, away - along[..., None] * chord
 
 
 @dataclass(frozen=True)

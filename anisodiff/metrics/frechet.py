@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anisodiff.data.image_sets import to_unit
 from anisodiff.errors import StageError, one_line
+from anisodiff.pixels import to_unit
 from anisodiff.storage import checkpoints
 
 Features = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b d"]]

@@ -10,21 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anisodiff.grids.gits import from_chord
+
 DENOISERS = ("network", "kernel", "gaussian", "mixture")  # whose trajectories are measured, in this order
 DIRECTIONS = 5  # beside the chord, that shapes are described in
-
-
-def from_chord(
-    points: Float[Tensor, "n b d"], first: Float[Tensor, "b d"], last: Float[Tensor, "b d"]
-) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b d"]]:
-    """Place along the chord between two ends, measured from the last, and what is perpendicular to it.
-
-    The norm of the perpendicular part is the trajectory deviation (Section 3.1).
-    """
-    chord = torch.nn.functional.normalize(first - last, dim=1)
-    away = points - last
-    along = (away * chord).sum(2)
-    return along, away - along[..., None] * chord
 
 
 @dataclass(frozen=True)

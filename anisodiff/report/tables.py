@@ -9,7 +9,7 @@ import pandas as pd
 
 from anisodiff.errors import StageError, one_line
 from anisodiff.metrics import frechet
-from anisodiff.stages.sampling import cells_of, load_reference, read_cell
+from anisodiff.metrics.cells import cells_of, load_reference, read_cell
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import write_text
 

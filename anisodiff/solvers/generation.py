@@ -7,10 +7,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from anisodiff.data.image_sets import to_uint8
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import Levels
+from anisodiff.pixels import to_uint8
 from anisodiff.solvers.registry import Step, solve
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.metrics import frechet
+from anisodiff.metrics.cells import load_reference
+from anisodiff.models import Sampler
 from anisodiff.solvers.generation import batches, finished
-from anisodiff.stages.sampling import Sampler, load_reference
 from anisodiff.storage.files import version, write_text
 
 

@@ -9,11 +9,11 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
-from anisodiff.denoiser import check_dataset
 from anisodiff.errors import StageError
+from anisodiff.models import check_dataset, subspaces_of
 from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
-from anisodiff.stages.initial_paths import split_path, subspaces_of
+from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, key_of, provenance
 from anisodiff.training import parallel

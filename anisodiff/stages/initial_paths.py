@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from anisodiff.data import image_sets
+from anisodiff.data.principal_components import principal_subspaces
 from anisodiff.errors import StageError
-from anisodiff.experiment.config import basis_of
+from anisodiff.models import subspaces_of
 from anisodiff.paths.noise_path import NoisePath
-from anisodiff.paths.principal import PcaSubspaces, principal_subspaces
+from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
-from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.storage import checkpoints
+from anisodiff.paths.splitting import label_weights
+from anisodiff.paths.subspaces import Subspaces
 
 
 def initial_path(
@@ -64,15 +65,6 @@ def principal_basis(dataset: dict[str, Any], settings: dict[str, Any], images_fo
     return principal_subspaces(images, settings["rank"], settings["per"], settings["clusters"])
 
 
-def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
-    """A partition of the DCT basis, or the principal subspaces of a file."""
-    if basis_of(kind) is None:
-        return Subspaces(partition(size, kind))
-    if basis is None:
-        raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
-    return checkpoints.load_basis(basis)[0]
-
-
 def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Tensor:
     """Variance of every DCT coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
 
@@ -84,37 +76,3 @@ def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Te
         z = subspaces.dct((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)
     return (squares - total.square() / len(images)) / (len(images) - 1)
-
-
-def label_weights(subspaces: Subspaces | PcaSubspaces, kind: str) -> Tensor | None:
-    """Weights of the mean log-level: "rank", or "equal" per subspace as the paper's J = 2."""
-    if kind == "equal":
-        return torch.full((subspaces.count,), 1 / subspaces.count, dtype=torch.float64)
-    return None
-
-
-def split_path(path: NoisePath, subspaces: Subspaces | PcaSubspaces, weights: str, classes: int = 0) -> NoisePath:
-    """A path that learns on from another: on its own subspaces, or on finer ones that all start as the isotropic one.
-
-    Args:
-        path: to start from.
-        subspaces: of the new path.
-        weights: of its mean log-level, "rank" or "equal".
-        classes: number of classes that get a schedule each; 0 is one for all.
-
-    Raises:
-        StageError: the path cannot be split so.
-    """
-    logs = path.curve.logs.detach()
-    old, new = path.subspaces.state_dict(), subspaces.state_dict()
-    if old.keys() != new.keys() or not all(torch.equal(old[key], new[key]) for key in new):
-        if logs.shape[-2] != 1:
-            raise StageError(
-                f"subspaces: a path of {logs.shape[-2]} subspaces cannot start one on others: start from J = 1"
-            )
-        logs = logs.expand(*logs.shape[:-2], subspaces.count, -1)
-    if classes and logs.ndim == 2:
-        logs = logs.expand(classes, -1, -1)
-    elif bool(classes) != (logs.ndim == 3):
-        raise StageError("schedules: a path with a schedule a class cannot start a shared one: start from a shared one")
-    return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
-from anisodiff.denoiser import Denoiser, read_denoiser
+from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser, fit_gaussians
+from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
 from anisodiff.grids import fixed, gits
 from anisodiff.grids.fixed import Levels
 from anisodiff.metrics import geometry
+from anisodiff.metrics.gaussians import fit_gaussians
+from anisodiff.models import read_denoiser
 from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.registry import solve
 from anisodiff.solvers.singlestep import euler

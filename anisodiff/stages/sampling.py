@@ -5,161 +5,22 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets, sources
-from anisodiff.denoiser import read_denoiser
-from anisodiff.errors import StageError, one_line
-from anisodiff.experiment.budgets import spend
-from anisodiff.grids import fixed
-from anisodiff.grids.fixed import Levels
+from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
-from anisodiff.paths.noise_path import NoisePath, Warp
-from anisodiff.solvers.generation import draw_for, generate, start
-from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import State, Step
-from anisodiff.stages import searching
+from anisodiff.metrics.cells import load_reference, read_cell
+from anisodiff.models import Sampler
+from anisodiff.solvers.generation import generate
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, key_of, provenance, write_text
 
 PREVIEW = 64  # images of a range that are kept to look at
-LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
-
-
-def levels_of(
-    method: dict[str, Any],
-    nfe: int,
-    dataset: dict[str, Any],
-    path: NoisePath,
-    warp: Warp | None = None,
-    search: Path | None = None,
-) -> Levels:
-    """The levels on which a method spends its budget.
-
-    Args:
-        method: its settings (grid, solver, ...).
-        nfe: the budget of denoiser evaluations an image.
-        dataset: sigma_min and sigma_max of the Karras grid.
-        path: the method's path.
-        warp: for the grid "warped".
-        search: file of the stage `search`, for the grid "searched".
-
-    Raises:
-        StageError: the solver cannot spend exactly this budget on this grid.
-    """
-    budget = spend(nfe, method)
-    size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
-    match method["grid"]:
-        case "karras":
-            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.to_zero)
-        case "log-snr":
-            return fixed.log_snr(budget.points, size, smallest, largest, budget.to_zero)
-        case "time-uniform":
-            rho = method["rho"] or 1.0
-            return fixed.time_uniform(budget.points, size, smallest, largest, budget.to_zero, rho)
-        case "searched":
-            return searching.found_levels(search, budget, method["afs"])
-        case "given":
-            return fixed.given(method["levels"][str(nfe)], size)
-        case _:
-            last = (method["last_level"] or LAST_LEVEL) if budget.to_zero else None
-            return fixed.uniform(path, budget.points, warp, budget.to_zero, last)
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A batch at every node of a grid.
-
-    Attributes:
-        states: coefficients.
-        denoised: estimates of the clean images' coefficients; at 0, the states.
-        evaluations: made up to each node.
-        levels: as the images see them.
-    """
-
-    states: list[Float[Tensor, "b c h w"]]
-    denoised: list[Float[Tensor, "b c h w"]]
-    evaluations: list[int]
-    levels: Levels
-
-
-class Sampler:
-    """A method's network, path and warps, read from their files.
-
-    Args:
-        dataset: settings of the dataset.
-        method: settings of the method.
-        files: network, path, then a search or one warp for every budget, or one of either for all, or none.
-        compute: where, and in which precision.
-    """
-
-    def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
-        self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
-        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset, compute)
-        self.path = self.denoiser.path
-
-    @property
-    def step(self) -> Step:
-        return SOLVERS[self.method["solver"]].of(self.method["order"])
-
-    @property
-    def options(self) -> dict[str, bool]:
-        """Of `solve`."""
-        return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.denoiser.network.shape
-
-    @property
-    def classes(self) -> int:
-        return self.denoiser.network.classes if self.dataset["labels"] else 0
-
-    def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
-        """The warp or search that a budget's grid comes from."""
-        files = self.files[2:]
-        if (self.method["grid"] in ("warped", "searched")) != bool(files) or len(files) not in (0, 1, len(nfes)):
-            raise StageError(
-                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
-            )
-        return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
-
-    def training_seconds(self, grid_file: Path | None) -> float:
-        """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
-        made = max(about.get("device_seconds", 0.0) for about in self.abouts)
-        return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
-
-    def levels(self, nfe: int, grid_file: Path | None) -> Levels:
-        warped = self.method["grid"] == "warped"
-        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
-        return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
-
-    def passage(self, seeds: Sequence[int], levels: Levels) -> Passage:
-        """Images of these seeds at every node of a grid."""
-        denoiser = self.denoiser
-        noise, labels = draw_for(denoiser, seeds, self.dataset["labels"], self.device)
-        own = levels.of(labels)
-        states, spent, before = [start(denoiser, noise, own, labels)], [0], denoiser.evaluations
-
-        def watch(k: int, state: State) -> None:
-            states.append(state.z)
-            spent.append(denoiser.evaluations - before)
-
-        solve(denoiser, states[0], own, self.step, labels, watch, **self.options)
-
-        def denoised(z: Tensor, sigma: Tensor) -> Tensor:
-            return denoiser.denoise(z, sigma.to(self.device).square(), labels) if (sigma > 0).all() else z
-
-        with torch.no_grad():
-            clean = [denoised(z, sigma) for z, sigma in zip(states, own.nodes, strict=True)]
-        return Passage(states, clean, spent, own)
 
 
 def sample(
@@ -226,31 +87,6 @@ def _is_made(cell: Path, key: str) -> bool:
         return about["key"] == key and "made_on" in about  # cells of version 0.1 do not say where they were made
     except (StageError, KeyError):
         return False
-
-
-def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, dict[str, Any]]:
-    """The statistics of a cell, and its header.
-
-    Raises:
-        StageError: the cell is missing, damaged or of another kind.
-    """
-    tensors, about = checkpoints.read(cell)
-    return frechet.FeatureStatistics.of(tensors, cell), about
-
-
-def cells_of(manifest: Path) -> list[Path]:
-    """The cells that a manifest names.
-
-    Raises:
-        StageError: it is missing or damaged.
-    """
-    try:
-        named = json.loads(manifest.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StageError(f"{manifest}: no manifest of cells ({one_line(error)}): delete it and run again") from error
-    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
-        raise StageError(f"{manifest}: no manifest of cells: delete it and run again")
-    return [manifest.parent / each for each in named]
 
 
 def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
@@ -330,22 +166,6 @@ def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) ->
             statistics.add(found)
             bar.update(len(part))
     return statistics
-
-
-def load_reference(file: Path, features: str) -> frechet.Gaussian:
-    """The Gaussian of a file made by `reference`, or of a published npz.
-
-    Raises:
-        StageError: it is of another feature network.
-    """
-    if file.suffix == ".npz":
-        if features != "inception":
-            raise StageError(f"{file}: published statistics are of Inception's features, not of {features}")
-        return frechet.published_statistics(file)
-    tensors, about = checkpoints.read(file)
-    if about.get("features") != features:
-        raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
-    return frechet.Gaussian.of(tensors, file)
 
 
 def evaluate(

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 
 from anisodiff.compute import CPU, Compute
-from anisodiff.denoiser import read_denoiser
-from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import Budget
 from anisodiff.grids import fixed, gits
-from anisodiff.grids.fixed import Levels
+from anisodiff.models import read_denoiser
 from anisodiff.solvers.generation import draw_for
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
@@ -66,23 +63,3 @@ def search_levels(
     made |= {"search": True, "parts": parts, "made_on": compute.made_on()}
     checkpoints.save(output, tensors, made | {"device_seconds": round(time.monotonic() - began, 1)})
     print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in parts.items()))
-
-
-def found_levels(file: Path, budget: Budget, analytic: bool) -> Levels:
-    """The levels that a search found for a budget.
-
-    Args:
-        file: of the stage `search`.
-        budget: how many nodes above 0, and whether a step to 0 follows.
-        analytic: the first step is analytic.
-
-    Raises:
-        StageError: the search has no such number of steps.
-    """
-    tensors, about = checkpoints.read(file)
-    if not about.get("search"):
-        raise StageError(f"{file}: holds no search: give the file of a search")
-    name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
-    if name not in tensors:
-        raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    return fixed.at(tensors["nodes"][tensors[name]], budget.to_zero)

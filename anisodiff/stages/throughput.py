@@ -11,11 +11,12 @@ import torch
 
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
-from anisodiff.denoiser import Denoiser, check_dataset
+from anisodiff.denoiser import Denoiser
 from anisodiff.experiment.config import basis_of
 from anisodiff.metrics import frechet
+from anisodiff.models import check_dataset, subspaces_of
 from anisodiff.paths.noise_path import edm_path
-from anisodiff.stages.initial_paths import split_path, subspaces_of
+from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance, write_text
 from anisodiff.training.jobs import Batches, Work, network_work, warp_work

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from anisodiff.data import image_sets
 from anisodiff.errors import StageError, one_line
+from anisodiff.metrics.cells import cells_of
 from anisodiff.report import tables
-from anisodiff.stages.sampling import cells_of
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, version
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anisodiff import pixels
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
@@ -55,7 +56,7 @@ class Batches:
     def moved(self, drawn: Draws) -> Draws:
         """To the device; the images in [-1, 1] as `x0`."""
         there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
-        return {"x0": image_sets.to_unit(there.pop("images")), **there}
+        return {"x0": pixels.to_unit(there.pop("images")), **there}
 
 
 @dataclass
