@@ -1,5 +1,6 @@
 """Schedules and bases of single classes: each image gets its own, in training and in sampling."""
 
+import numpy as np
 import pytest
 import torch
 from exact import Exact
@@ -252,8 +253,9 @@ def test_covariances_keep_their_digits_where_the_mean_is_large():
 
 
 def test_images_alike_in_a_subspace_have_no_spectral_path(tmp_path):
-    with image_sets.writing(tmp_path / "flat", 60, (1, SIDE, SIDE)) as (pixels, about):
-        pixels[:] = torch.arange(200, 260).clip(max=255)[:, None, None, None].numpy()
+    with image_sets.writing(tmp_path / "flat", 60, (1, SIDE, SIDE)) as (add, about):
+        for value in range(200, 260):
+            add(np.full((1, SIDE, SIDE), min(value, 255)))
         about |= {"labels": [0] * 60, "classes": 0}
     dataset = {"heldout": 0, "g_min": 1e-9, "sigma_max": 80.0}
     settings = {"kind": "spectral", "subspaces": "block", "schedules": "shared", "label_weights": "rank", "c": 1.0}
