@@ -41,6 +41,12 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     return folder / "base.safetensors", folder / "edm.safetensors", digits
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that they do not end alone."""
+    longest = ["test_workflow.py", "test_paper.py", "test_parallel.py", "test_training.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--slurm",
