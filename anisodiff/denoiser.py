@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
             g: variance in each subspace.
             labels: one-hot classes.
         """
-        s, path = self.sigma_data, self.path.of(labels)
+        s, path = self.sigma_data, self.path.for_labels(labels)
         g = g.to(torch.promote_types(z.dtype, torch.float32))
         raw = self._raw(path, z, g, labels)
         return path.scale(raw, s * (g + s**2).rsqrt()) - path.scale(z, g.sqrt() / (g + s**2))
@@ -57,7 +57,7 @@ class Denoiser(nn.Module):
 
         It is `z + M^{1/2} flow`, without the cancellation between the two at large g.
         """
-        s, path = self.sigma_data, self.path.of(labels)
+        s, path = self.sigma_data, self.path.for_labels(labels)
         g = g.to(torch.promote_types(z.dtype, torch.float32))
         raw = self._raw(path, z, g, labels)
         return path.scale(z, s**2 / (g + s**2)) + path.scale(raw, s * (g / (g + s**2)).sqrt())

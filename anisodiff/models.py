@@ -1,18 +1,13 @@
 """Models from files: a network over a path, and a method's grid and solver beside them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import Budget, spend
+from anisodiff.experiment.budgets import StepCount, steps_for_nfe
 from anisodiff.experiment.config import basis_of
 from anisodiff.grids import fixed
 from anisodiff.grids.fixed import Levels
@@ -20,9 +15,10 @@ from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath, Warp, edm_path
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.solvers.generation import draw_for, start
-from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import State, Step
+from anisodiff.solvers.generation import draw_for
+from anisodiff.solvers.registry import SOLVERS
+from anisodiff.solvers.singlestep import Step
+from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 from anisodiff.storage import checkpoints
 
 LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
@@ -132,26 +128,26 @@ def levels_of(
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
-    budget = spend(nfe, method)
+    budget = steps_for_nfe(nfe, method)
     size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
     match method["grid"]:
         case "karras":
-            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.to_zero)
+            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.append_zero)
         case "log-snr":
-            return fixed.log_snr(budget.points, size, smallest, largest, budget.to_zero)
+            return fixed.log_snr(budget.points, size, smallest, largest, budget.append_zero)
         case "time-uniform":
             rho = method["rho"] or 1.0
-            return fixed.time_uniform(budget.points, size, smallest, largest, budget.to_zero, rho)
+            return fixed.time_uniform(budget.points, size, smallest, largest, budget.append_zero, rho)
         case "searched":
             return found_levels(search, budget, method["afs"])
         case "given":
             return fixed.given(method["levels"][str(nfe)], size)
         case _:
-            last = (method["last_level"] or LAST_LEVEL) if budget.to_zero else None
-            return fixed.uniform(path, budget.points, warp, budget.to_zero, last)
+            last = (method["last_level"] or LAST_LEVEL) if budget.append_zero else None
+            return fixed.uniform(path, budget.points, warp, budget.append_zero, last)
 
 
-def found_levels(file: Path, budget: Budget, analytic: bool) -> Levels:
+def found_levels(file: Path, budget: StepCount, analytic: bool) -> Levels:
     """The levels that a search found for a budget.
 
     Args:
@@ -168,24 +164,7 @@ def found_levels(file: Path, budget: Budget, analytic: bool) -> Levels:
     name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
     if name not in tensors:
         raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    return fixed.at(tensors["nodes"][tensors[name]], budget.to_zero)
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A batch at every node of a grid.
-
-    Attributes:
-        states: coefficients.
-        denoised: estimates of the clean images' coefficients; at 0, the states.
-        evaluations: made up to each node.
-        levels: as the images see them.
-    """
-
-    states: list[Float[Tensor, "b c h w"]]
-    denoised: list[Float[Tensor, "b c h w"]]
-    evaluations: list[int]
-    levels: Levels
+    return fixed.at(tensors["nodes"][tensors[name]], budget.append_zero)
 
 
 class Sampler:
@@ -205,7 +184,7 @@ class Sampler:
 
     @property
     def step(self) -> Step:
-        return SOLVERS[self.method["solver"]].of(self.method["order"])
+        return SOLVERS[self.method["solver"]].with_order(self.method["order"])
 
     @property
     def options(self) -> dict[str, bool]:
@@ -239,22 +218,8 @@ class Sampler:
         warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
         return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
 
-    def passage(self, seeds: Sequence[int], levels: Levels) -> Passage:
+    def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
         """Images of these seeds at every node of a grid."""
-        denoiser = self.denoiser
-        noise, labels = draw_for(denoiser, seeds, self.dataset["labels"], self.device)
-        own = levels.of(labels)
-        states, spent, before = [start(denoiser, noise, own, labels)], [0], denoiser.evaluations
-
-        def watch(k: int, state: State) -> None:
-            states.append(state.z)
-            spent.append(denoiser.evaluations - before)
-
-        solve(denoiser, states[0], own, self.step, labels, watch, **self.options)
-
-        def denoised(z: Tensor, sigma: Tensor) -> Tensor:
-            return denoiser.denoise(z, sigma.to(self.device).square(), labels) if (sigma > 0).all() else z
-
-        with torch.no_grad():
-            clean = [denoised(z, sigma) for z, sigma in zip(states, own.nodes, strict=True)]
-        return Passage(states, clean, spent, own)
+        noise, labels = draw_for(self.denoiser, seeds, self.dataset["labels"], self.device)
+        own = levels.for_labels(labels)
+        return record_trajectory(self.denoiser, noise, own, labels, self.step, **self.options)

@@ -119,7 +119,7 @@ def test_opposite_schedules_are_not_mixed_up_in_sampling():
 
     labels = torch.tensor([int(torch.randint(2, (), generator=_after_noise(seed, shape))) for seed in seeds])
     assert 0 < labels.sum() < len(labels)
-    for solver in (*(registry.SOLVERS[name].of() for name in registry.SOLVERS),):
+    for solver in (*(registry.SOLVERS[name].with_order() for name in registry.SOLVERS),):
         mixed = images(path, solver)
         first, second = images(alone(path, 0), solver), images(alone(path, 1), solver)
         own = torch.where(labels[:, None, None, None] == 0, first, second)
@@ -149,11 +149,11 @@ def test_without_labels_a_class_path_is_refused():
     with pytest.raises(StageError, match="2 classes, but got no labels"):
         tlsm_loss(Denoiser(Toy().double(), path), x0, eps, t)
     with pytest.raises(StageError, match="labels of 3 classes"):
-        path.of(torch.eye(3))
+        path.for_labels(torch.eye(3))
     with pytest.raises(StageError, match="no common time to warp"):
         Warp(path)
     with pytest.raises(StageError, match="levels for each class"):
-        fixed.uniform(path, 3).of(None)
+        fixed.uniform(path, 3).for_labels(None)
 
 
 def dct_vectors() -> torch.Tensor:
@@ -193,7 +193,7 @@ def test_functions_of_the_covariance_compose():
     """F(M) G(M) = (FG)(M), and M is that of the dense matrix."""
     pca = PcaSubspaces(random_bases(2, 3), torch.tensor([0, 1]))
     x0, eps, _, index, labels = batch()
-    path = path_of(LOW_FIRST, subspaces=pca).of(labels)
+    path = path_of(LOW_FIRST, subspaces=pca).for_labels(labels)
     values = torch.rand(6, 2, dtype=torch.float64) + 0.5
     assert torch.allclose(path.scale(path.scale(x0, values), 1 / values), x0)
     for row in range(6):
@@ -309,7 +309,7 @@ def test_a_path_is_read_back_as_it_was(kind, tmp_path):
     checkpoints.save_path(tmp_path / "path.safetensors", path)
     again, _ = checkpoints.load_path(tmp_path / "path.safetensors")
     x0, _, t, _, labels = batch()
-    ours, theirs = path.of(labels), again.of(labels)
+    ours, theirs = path.for_labels(labels), again.for_labels(labels)
     assert torch.allclose(ours.at(t).g, theirs.at(t).g, rtol=1e-9)
     assert torch.allclose(ours.scale(x0, ours.at(t).g), theirs.scale(x0, ours.at(t).g), rtol=1e-6)
 
@@ -330,7 +330,7 @@ def test_the_exact_score_of_a_gaussian_on_principal_subspaces():
     start, end = path(torch.tensor([1.0])).g, path(torch.tensor([0.0])).g
     exact = path.scale(z, ((1 + end) / (1 + start)).sqrt()).detach()
     errors = [
-        float((registry.solve(model, z, fixed.uniform(path, points, denoise=False)) - exact).abs().max())
+        float((registry.solve(model, z, fixed.uniform(path, points, append_zero=False)) - exact).abs().max())
         for points in (17, 33)
     ]
     assert errors[1] < errors[0] / 3.5

@@ -17,7 +17,7 @@ from anisodiff.metrics import cells
 from anisodiff.report import tables
 from anisodiff.stages import sampling, verifying
 from anisodiff.storage import checkpoints, files
-from anisodiff.training.loop import ResumeStore, Training
+from anisodiff.training.loop import ResumeStore, TrainingState
 
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
 METHOD = {
@@ -127,12 +127,12 @@ def test_a_file_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path, mo
 
 
 def test_a_damaged_resume_state_is_skipped_for_the_one_before(tmp_path):
-    store, training = ResumeStore(tmp_path, "key"), Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 0.1})
+    store, training = ResumeStore(tmp_path, "key"), TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 0.1})
     for training.step in (1, 2):
         store.save(training)
     newest = max((tmp_path / "key").iterdir())
     flip_tensors(newest)
-    again = Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 0.1})
+    again = TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 0.1})
     assert store.load(again)
     assert again.step == 1
     assert torch.equal(again.modules["layer"].weight, training.modules["layer"].weight)

@@ -38,7 +38,7 @@ def test_shards_add_up_in_any_division(features):
     assert parts.count == 100
     assert torch.allclose(whole.gaussian.mean, parts.gaussian.mean, rtol=1e-14)
     assert torch.allclose(whole.gaussian.covariance, parts.gaussian.covariance, rtol=1e-12)
-    again = frechet.FeatureStatistics.of(parts.tensors())
+    again = frechet.FeatureStatistics.from_tensors(parts.tensors())
     assert torch.equal(again.outer, parts.outer)
 
 
@@ -53,7 +53,7 @@ def test_moments_keep_their_digits_far_from_zero(parts):
     found = statistics(values, parts).gaussian
     assert np.allclose(found.mean, (exact.sum(0) / len(exact)).astype(float) / unit, rtol=1e-15)
     assert np.abs(found.covariance.numpy() - covariance).max() < 1e-12 * covariance.max()
-    again = frechet.FeatureStatistics.of(statistics(values, parts).tensors()).gaussian
+    again = frechet.FeatureStatistics.from_tensors(statistics(values, parts).tensors()).gaussian
     assert torch.equal(again.covariance, found.covariance)
 
 
@@ -63,7 +63,10 @@ def test_shards_of_version_0_1_add_up_with_new_ones(features):
     old, new = features[:40], statistics(features[40:], [60])
     rows, columns = torch.triu_indices(5, 5)
     held = {"count": torch.tensor(40), "sum": old.sum(0), "outer": (old.T @ old)[rows, columns]}
-    for total in (frechet.FeatureStatistics.of(held) + new, new + frechet.FeatureStatistics.of(held)):
+    for total in (
+        frechet.FeatureStatistics.from_tensors(held) + new,
+        new + frechet.FeatureStatistics.from_tensors(held),
+    ):
         assert np.allclose(total.gaussian.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-10)
         assert np.allclose(total.gaussian.mean, features.mean(0), rtol=1e-13)
 
@@ -154,7 +157,7 @@ def test_statistics_that_are_nan_or_no_statistics_are_refused(tmp_path):
 def test_cells_that_are_none_are_refused(changes, says):
     held = {"count": torch.tensor(3), "sum": torch.zeros(2).double(), "outer": torch.zeros(3).double()}
     with pytest.raises(StageError, match=rf"^nfe3/0-7: holds .*{says}.*: delete it and run again"):
-        frechet.FeatureStatistics.of(held | changes, "nfe3/0-7")
+        frechet.FeatureStatistics.from_tensors(held | changes, "nfe3/0-7")
 
 
 DIGITS = Path(__file__).parents[1] / "config/checkpoints/digits"

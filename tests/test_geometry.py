@@ -8,12 +8,12 @@ from test_solvers import unequal_path
 
 from anisodiff.data.image_sets import Images
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
-from anisodiff.grids import gits
 from anisodiff.grids.fixed import at_mean_levels, karras, levels
 from anisodiff.metrics import geometry
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import Problem, State, euler
+from anisodiff.solvers.singlestep import ProbabilityFlow, State, euler
+from anisodiff.solvers.trajectories import record_trajectory
 
 SIDE = 4
 SIZE = SIDE**2
@@ -103,7 +103,7 @@ def test_a_helix_has_constant_curvature_and_torsion():
 def test_mean_levels_of_an_anisotropic_path_are_on_the_polynomial_grid():
     path = unequal_path()
     found, means = at_mean_levels(path, 20, 0.15, 5.0)
-    assert torch.allclose(means, karras(20, 1, 0.15, 5.0, denoise=False).nodes[:, 0, 0])
+    assert torch.allclose(means, karras(20, 1, 0.15, 5.0, append_zero=False).nodes[:, 0, 0])
     weighted = found.nodes[:, 0].log() @ path.weights
     assert torch.allclose(weighted.exp(), means, rtol=1e-9)
     assert (found.nodes[1:-1, 0, 0] != found.nodes[1:-1, 0, 1]).all()
@@ -113,7 +113,7 @@ def test_trajectories_have_their_denoising_trajectory(images):
     path = unequal_path()
     model = KernelDenoiser(path, images)
     fine, _ = at_mean_levels(path, 20, 0.15, 5.0)
-    found = gits.teach(model, draw(4, 1, SIDE, SIDE), fine, solver="euler")
+    found = record_trajectory(model, draw(4, 1, SIDE, SIDE), fine, None, euler, keep_flows=True)
     assert torch.allclose(found.denoised[7], model.denoise(found.states[7], fine.nodes[7].square()), atol=1e-9)
 
 
@@ -123,9 +123,9 @@ def test_trajectories_have_their_denoising_trajectory(images):
 def test_proposition_1_a_step_is_a_convex_combination(images):
     """Of the point and the denoised one (Eq. 17), for Euler's step on EDM's path."""
     model = KernelDenoiser(edm_path(SIDE), images)
-    grid = karras(10, 1, 0.002, 80.0, denoise=False)
+    grid = karras(10, 1, 0.002, 80.0, append_zero=False)
     z = 80 * draw(4, 1, SIDE, SIDE)
-    stepped = euler(Problem(model), State(z), 3, grid).z
+    stepped = euler(ProbabilityFlow(model), State(z), 3, grid).z
     share = grid.nodes[4, 0, 0] / grid.nodes[3, 0, 0]
     assert torch.allclose(stepped, share * z + (1 - share) * model.denoise(z, grid.nodes[3].square()))
 
@@ -156,7 +156,7 @@ def test_proposition_2_the_noise_prediction_has_the_norm_of_noise():
     path = edm_path(size)
     model = GaussianDenoiser(path, torch.zeros(1, 3, size, size), factors, torch.ones(1))
     fine, _ = at_mean_levels(path, 60, 0.002, 80.0)
-    taught = gits.teach(model, draw(20, 3, size, size), fine, solver="euler")
+    taught = record_trajectory(model, draw(20, 3, size, size), fine, None, euler, keep_flows=True)
     norms = taught.flows.flatten(2).norm(dim=2)
     assert norms.mean().item() == pytest.approx(math.sqrt(3072), rel=0.01)
     assert norms.std(dim=1).max() < math.sqrt(2 * rank)
@@ -185,7 +185,7 @@ def test_proposition_3_along_a_trajectory(images):
     path = edm_path(SIDE)
     model = KernelDenoiser(path, images)
     fine, means = at_mean_levels(path, 60, 0.01, 80.0)
-    taught = gits.teach(model, draw(10, 1, SIDE, SIDE), fine, solver="euler")
+    taught = record_trajectory(model, draw(10, 1, SIDE, SIDE), fine, None, euler, keep_flows=True)
     for k, sigma in enumerate(means[:-1].tolist()):
         before, after = (model.log_density(taught.states[n], sigma) for n in (k, k + 1))
         assert (after >= before - 1e-9).all()
@@ -207,11 +207,11 @@ def test_proposition_4_gaussian_trajectories():
     mean = draw(1, 1, SIDE, SIDE, seed=8) * 0.3
     factors = (directions * values.sqrt()[:, None]).reshape(1, 5, 1, SIDE, SIDE)
     model = GaussianDenoiser(path, mean, factors, torch.ones(1))
-    sigmas = torch.cat([karras(400, 1, 1e-4, 80.0, denoise=False).nodes[:, 0, 0], torch.zeros(1)])
+    sigmas = torch.cat([karras(400, 1, 1e-4, 80.0, append_zero=False).nodes[:, 0, 0], torch.zeros(1)])
     grid = levels(sigmas[:, None, None], ((sigmas[1:] + sigmas[:-1]) / 2)[:, None, None], False)
     z = mean + 80 * draw(6, 1, SIDE, SIDE)
     states = [z]
-    solve(model, z, grid, SOLVERS["heun"].of(), watch=lambda k, state: states.append(state.z))
+    solve(model, z, grid, SOLVERS["heun"].with_order(), watch=lambda k, state: states.append(state.z))
     points = torch.stack(states).flatten(2)
     residual = points - points[-1] - sigmas[:, None, None] / 80 * (points[0] - points[-1])
     share = (z - mean).flatten(1) @ directions.T  # [B, r]

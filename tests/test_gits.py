@@ -10,11 +10,12 @@ from test_solvers import SIDE, gaussian, solution, unequal_path
 
 from anisodiff import models
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import Budget
+from anisodiff.experiment.budgets import StepCount
 from anisodiff.grids import gits
 from anisodiff.grids.fixed import Levels, karras, levels, uniform
 from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.trajectories import record_trajectory
 from anisodiff.stages import searching
 from anisodiff.storage import checkpoints
 
@@ -38,15 +39,21 @@ def taught():
     path = unequal_path()
     model = gaussian(path)
     noise = torch.randn(12, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return model, noise, gits.teach(model, noise, uniform(path, 9, denoise=False))
+    return (
+        model,
+        noise,
+        record_trajectory(
+            model, noise, uniform(path, 9, append_zero=False), None, SOLVERS["ipndm"].with_order(), keep_flows=True
+        ),
+    )
 
 
 def test_the_teacher_follows_the_exact_trajectory():
     path = unequal_path()
     model = gaussian(path)
-    fine = uniform(path, 201, denoise=False)
+    fine = uniform(path, 201, append_zero=False)
     noise = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
-    found = gits.teach(model, noise, fine)
+    found = record_trajectory(model, noise, fine, None, SOLVERS["ipndm"].with_order(), keep_flows=True)
     first = start_of(model, noise, fine)
     assert torch.allclose(found.states[-1], solution(model, first, fine), rtol=1e-3)
     assert torch.allclose(found.flows[100], model.flow(found.states[100], fine.nodes[100].square()))
@@ -149,7 +156,7 @@ def better_than_the_papers(seed: int) -> bool:
 def test_the_analytic_step_by_images_is_the_best_of_all(taught):
     """Every node before the way's next, by the last images of the student that will sample."""
     model, noise, found = taught
-    step = SOLVERS["ipndm"].of(2)
+    step = SOLVERS["ipndm"].with_order(2)
     ways = {steps: way for steps, way in gits.shortest(gits.costs(found)).items() if steps <= 3}
     chosen = gits.analytic_step_by_images(ways, found, step)
     first = start_of(model, noise, found.levels)
@@ -165,7 +172,7 @@ def test_the_analytic_step_by_images_is_the_best_of_all(taught):
 
 
 def test_the_published_levels_are_points_of_the_fine_grid():
-    grid = karras(61, 1, 0.002, 80.0, denoise=False).nodes.flatten()
+    grid = karras(61, 1, 0.002, 80.0, append_zero=False).nodes.flatten()
     near = lambda level: float((grid - level).abs().min()) < 6e-5  # noqa: E731
     assert all(near(level) for row in PUBLISHED for level in row)
     assert not any(all(near(level) for level in row) for row in OTHERS)
@@ -175,7 +182,7 @@ def test_euler_on_searched_levels_is_closer_to_the_truth_than_on_edms():
     """On Gaussian data, from noise that the search has not seen (as the paper's Table 3 has it on CIFAR-10)."""
     path = unequal_path()
     model = gaussian(path)
-    edms = lambda points: karras(points, 2, 0.002, 80.0, denoise=False)  # noqa: E731
+    edms = lambda points: karras(points, 2, 0.002, 80.0, append_zero=False)  # noqa: E731
     fine = edms(61)
     noises = torch.randn(2, 32, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = gits.search(model, noises[0], fine, None)
@@ -183,8 +190,8 @@ def test_euler_on_searched_levels_is_closer_to_the_truth_than_on_edms():
     truth = solution(model, first, fine)
     for steps in (3, 4, 5, 6, 8, 10):
         nodes = fine.nodes[torch.tensor(found.ways[steps])]
-        searched = solve(model, first, levels(nodes, nodes[1:], False), SOLVERS["euler"].of())
-        even = solve(model, first, edms(steps + 1), SOLVERS["euler"].of())
+        searched = solve(model, first, levels(nodes, nodes[1:], False), SOLVERS["euler"].with_order())
+        even = solve(model, first, edms(steps + 1), SOLVERS["euler"].with_order())
         assert (searched - truth).norm() < 0.9 * (even - truth).norm()
 
 
@@ -198,19 +205,19 @@ def searched(start, tmp_path_factory) -> Path:
 
 
 def test_levels_for_every_budget_from_one_file(searched):
-    fine = karras(21, 1, 0.002, 80.0, denoise=False).nodes
+    fine = karras(21, 1, 0.002, 80.0, append_zero=False).nodes
     for steps in range(1, 21):
-        found = models.found_levels(searched, Budget(steps + 1, False), False)
+        found = models.found_levels(searched, StepCount(steps + 1, False), False)
         assert isinstance(found, Levels)
         assert found.steps == steps
         assert {float(node) for node in found.nodes.flatten()} <= {float(node) for node in fine.flatten()}
         assert (found.nodes[0], found.nodes[-1]) == (fine[0], fine[-1])
-    assert models.found_levels(searched, Budget(5, True), False).is_to_zero(4)
-    assert models.found_levels(searched, Budget(5, False), True).steps == 4
+    assert models.found_levels(searched, StepCount(5, True), False).ends_at_zero(4)
+    assert models.found_levels(searched, StepCount(5, False), True).steps == 4
     about = checkpoints.header(searched)
     assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
 
 
 def test_a_budget_larger_than_the_grid(searched):
     with pytest.raises(StageError, match="found no levels for 21 steps: give it more points"):
-        models.found_levels(searched, Budget(22, False), False)
+        models.found_levels(searched, StepCount(22, False), False)

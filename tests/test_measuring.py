@@ -10,7 +10,7 @@ from runs import DATASET
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.grids import fixed, gits
+from anisodiff.grids import fixed
 from anisodiff.grids.fixed import levels
 from anisodiff.metrics import frechet
 from anisodiff.pixels import to_uint8
@@ -18,6 +18,8 @@ from anisodiff.report import geometry_figures, geometry_table, plots
 from anisodiff.solvers.generation import draw
 from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.singlestep import euler
+from anisodiff.solvers.trajectories import record_trajectory
 from anisodiff.stages import measuring, sampling
 from anisodiff.stages.convergence import follow
 from anisodiff.storage import checkpoints
@@ -50,7 +52,7 @@ def test_network_is_measured_in_batches_as_one(start, measured):
     model = Denoiser(network, path, DATASET["sigma_data"])
     fine, means = fixed.at_mean_levels(path, 13, DATASET["sigma_min"], DATASET["sigma_max"])
     noise, labels = draw(range(5, 45), network.shape, network.classes)
-    states = gits.teach(model, noise, fine, labels, solver="euler").states.flatten(2).double()
+    states = record_trajectory(model, noise, fine, labels, euler, keep_flows=True).states.flatten(2).double()
     chord = torch.nn.functional.normalize(states[0] - states[-1], dim=1)
     away = states - states[-1]
     deviation = (away - (away * chord).sum(2, keepdim=True) * chord).norm(dim=2)
@@ -116,7 +118,7 @@ def test_last_state_is_the_sample(start, followed):
     folder = followed.attrs["folder"]
     sampling.sample(DATASET, METHOD, [5], (0, 49), 20, start[:2], FEATURES, folder / "ipndm/0-49.json")
     cell = folder / "ipndm" / json.loads((folder / "ipndm/0-49.json").read_text())[0]
-    statistics = frechet.FeatureStatistics.of(checkpoints.read(cell)[0])
+    statistics = frechet.FeatureStatistics.from_tensors(checkpoints.read(cell)[0])
     truth = sampling.load_reference(folder / "reference.safetensors", "digits-cnn")
     last = followed[(followed["kind"] == "state") & (followed["evaluations"] == 5)]
     assert last["distance"].item() == pytest.approx(frechet.distance(statistics.gaussian, truth), rel=1e-6)
@@ -128,13 +130,13 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     network, _ = checkpoints.load_network(start[0])
     path, _ = checkpoints.load_path(start[1])
     model = Denoiser(network, path, DATASET["sigma_data"])
-    whole = fixed.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], denoise=False)
+    whole = fixed.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], append_zero=False)
     cut = levels(whole.nodes[:3], whole.inner[:2], True)
     extract = frechet.FEATURES["digits-cnn"](FEATURES[1], "cpu")
     noise, labels = draw(range(50), network.shape, network.classes)
     # order 1 on the step to 0: that is the jump
     z = start_of(model, noise, cut, labels)
-    before = solve(model, z, fixed.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].of(), labels)
+    before = solve(model, z, fixed.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].with_order(), labels)
     clean = model.denoise(before, cut.nodes[2].square(), labels)
     statistics = frechet.FeatureStatistics(64)
     statistics.add(extract(to_uint8(path.to_pixels(clean))))

@@ -22,7 +22,7 @@ from anisodiff.solvers.multistep import (
     weights_of_estimates,
 )
 from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import Problem, State
+from anisodiff.solvers.singlestep import ProbabilityFlow, State
 
 OF_ESTIMATES = ("dpmpp", "exp-ab", "unipc", "unipc-bh1")
 
@@ -38,7 +38,7 @@ def exact(model, levels: Levels) -> list[torch.Tensor]:
 def error(name: str, order: int, levels: Levels) -> float:
     """From a quarter of the grid to three quarters, started with exact history."""
     model = gaussian(unequal_path())
-    states, problem, step = exact(model, levels), Problem(model), SOLVERS[name].of(order)
+    states, problem, step = exact(model, levels), ProbabilityFlow(model), SOLVERS[name].with_order(order)
     first, last = levels.steps // 4, levels.steps * 3 // 4
     value = problem.denoised if name in OF_ESTIMATES else problem.flow
     past = tuple(value(states[k], levels.nodes[k]) for k in range(first - 1, first - 1 - order, -1))
@@ -59,18 +59,20 @@ CASES = [
 @pytest.mark.parametrize(("name", "order", "nominal"), CASES)
 def test_order_of_convergence_with_exact_history(name, order, nominal):
     """On levels that differ between subspaces."""
-    errors = [error(name, order, uniform(unequal_path(), steps + 1, denoise=False)) for steps in (64, 128, 256)]
+    errors = [error(name, order, uniform(unequal_path(), steps + 1, append_zero=False)) for steps in (64, 128, 256)]
     assert (measured_orders(errors) > nominal - 0.25).all()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_constant_coefficients_have_their_order_on_equal_steps(order):
     errors = [
-        error("ipndm", order, karras(steps + 1, 2, 0.05, 8.0, rho=1.0, denoise=False)) for steps in (64, 128, 256)
+        error("ipndm", order, karras(steps + 1, 2, 0.05, 8.0, rho=1.0, append_zero=False)) for steps in (64, 128, 256)
     ]
     assert (measured_orders(errors) > order - 0.25).all()
     if order > 2:  # and 2 on steps that change smoothly
-        errors = [error("ipndm", order, log_snr(steps + 1, 2, 0.05, 8.0, denoise=False)) for steps in (64, 128, 256)]
+        errors = [
+            error("ipndm", order, log_snr(steps + 1, 2, 0.05, 8.0, append_zero=False)) for steps in (64, 128, 256)
+        ]
         assert torch.allclose(measured_orders(errors), torch.full((2,), 2.0), atol=0.2)
 
 
@@ -81,9 +83,9 @@ def test_order_two_from_its_own_start(name):
     model = gaussian(path)
     errors = []
     for steps in (128, 256, 512):
-        levels = uniform(path, steps + 1, denoise=False)
+        levels = uniform(path, steps + 1, append_zero=False)
         states = exact(model, levels)
-        errors.append(float((solve(model, states[0], levels, SOLVERS[name].of()) - states[-1]).norm()))
+        errors.append(float((solve(model, states[0], levels, SOLVERS[name].with_order()) - states[-1]).norm()))
     orders = measured_orders(errors)
     assert torch.allclose(orders, torch.full_like(orders, 2.0), atol=0.4)
 
@@ -111,10 +113,10 @@ def test_weights_integrate_polynomials_exactly():
     found = sum(weight * node**3 for weight, node in zip(weights_in_sigma(nodes, end, mean), nodes, strict=True))
     assert torch.allclose(found, (end**4 - nodes[0] ** 4) / 4)
     weights = weights_in_vp_time(nodes, end, mean)
-    found = sum(weight * VpTime().of(node) ** 2 for weight, node in zip(weights, nodes, strict=True))
+    found = sum(weight * VpTime().time_at(node) ** 2 for weight, node in zip(weights, nodes, strict=True))
     fine = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None, None]
     sigma = nodes[0] + (end - nodes[0]) * fine
-    expected = torch.trapezoid(VpTime().of(sigma) ** 2, sigma, dim=0)
+    expected = torch.trapezoid(VpTime().time_at(sigma) ** 2, sigma, dim=0)
     assert torch.allclose(found, expected, rtol=1e-8)
 
 
@@ -147,21 +149,23 @@ def test_phi_has_no_cancellation():
 def test_time_of_the_variance_preserving_process_inverts():
     sigma = torch.logspace(-2.5, 2, 30, dtype=torch.float64, requires_grad=True)
     process = VpTime()
-    time = process.of(sigma)
+    time = process.time_at(sigma)
     assert torch.allclose(process.sigma(time), sigma)
-    ends = process.of(torch.tensor([0.002, 80.0], dtype=torch.float64))
+    ends = process.time_at(torch.tensor([0.002, 80.0], dtype=torch.float64))
     assert torch.allclose(ends, torch.tensor([1e-3, 1.0], dtype=torch.float64))
     assert torch.allclose(process.rate(time) * torch.autograd.grad(time.sum(), sigma)[0], torch.ones_like(sigma))
 
 
-@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.most])
+@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.max_order])
 def test_first_order_is_euler(name):
     """UniPC's too, but for its corrector, which needs a second step."""
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, 2 if name.startswith("unipc") else 5, denoise=False)
+    levels = uniform(path, 2 if name.startswith("unipc") else 5, append_zero=False)
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
-    assert torch.allclose(solve(model, z, levels, SOLVERS[name].of(1)), solve(model, z, levels, SOLVERS["euler"].of()))
+    assert torch.allclose(
+        solve(model, z, levels, SOLVERS[name].with_order(1)), solve(model, z, levels, SOLVERS["euler"].with_order())
+    )
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -171,22 +175,29 @@ def test_a_point_mass_is_found_in_one_denoising(name):
     model = gaussian(path)
     model.spectrum = torch.zeros_like(model.spectrum)
     levels = karras(6, 2, 0.02, 8.0)
-    end = solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, SOLVERS[name].of())
+    end = solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, SOLVERS[name].with_order())
     assert end.abs().max() < 1e-12
 
 
 def test_the_analytic_first_step_costs_nothing():
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, 6, denoise=False)
+    levels = uniform(path, 6, append_zero=False)
     z = torch.ones(2, 1, SIDE, SIDE, dtype=torch.float64)
     states = []
-    solve(model, z, levels, SOLVERS["ipndm"].of(), watch=lambda k, state: states.append(state.z), analytic_first=True)
+    solve(
+        model,
+        z,
+        levels,
+        SOLVERS["ipndm"].with_order(),
+        watch=lambda k, state: states.append(state.z),
+        analytic_first=True,
+    )
     assert model.evaluations == 4
     sigma, after = (path.scale(torch.ones_like(z), levels.nodes[k]) for k in (0, 1))
     assert torch.allclose(states[0], z + (after - sigma) * z / (1 + sigma**2).sqrt())
     model.spectrum = torch.ones_like(model.spectrum)  # of unit variance the guess is sqrt(1 + s^2) / s times the flow
-    assert torch.allclose(Problem(model, None, True).flow(z, levels.nodes[0]) * sigma / (1 + sigma**2).sqrt(),
+    assert torch.allclose(ProbabilityFlow(model, None, True).flow(z, levels.nodes[0]) * sigma / (1 + sigma**2).sqrt(),
                           model.flow(z, levels.nodes[0].square()))  # fmt: skip
 
 
@@ -195,20 +206,22 @@ def test_thresholding_keeps_estimates_in_range():
     model = gaussian(path)
     z = 50 * torch.randn(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigma = torch.full((1, 2), 0.1, dtype=torch.float64)
-    assert path.to_pixels(Problem(model).denoised(z, sigma)).abs().max() > 10
-    assert path.to_pixels(Problem(model, threshold=True).denoised(z, sigma)).abs().max() <= 1 + 1e-12
+    assert path.to_pixels(ProbabilityFlow(model).denoised(z, sigma)).abs().max() > 10
+    assert path.to_pixels(ProbabilityFlow(model, threshold=True).denoised(z, sigma)).abs().max() <= 1 + 1e-12
     small = z / 500
-    torch.testing.assert_close(Problem(model, threshold=True).flow(small, sigma), Problem(model).flow(small, sigma))
+    torch.testing.assert_close(
+        ProbabilityFlow(model, threshold=True).flow(small, sigma), ProbabilityFlow(model).flow(small, sigma)
+    )
 
 
 def test_grids_by_their_definitions():
-    flat = karras(5, 1, 1.0, 9.0, rho=1.0, denoise=False)
+    flat = karras(5, 1, 1.0, 9.0, rho=1.0, append_zero=False)
     assert flat.nodes.flatten().tolist() == [9, 7, 5, 3, 1]
-    logs = log_snr(4, 1, 1.0, 8.0, denoise=False).nodes.flatten()
+    logs = log_snr(4, 1, 1.0, 8.0, append_zero=False).nodes.flatten()
     assert torch.allclose(logs, torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64))
-    times = VpTime().of(time_uniform(5, 1, 0.002, 80.0, denoise=False).nodes.flatten())
+    times = VpTime().time_at(time_uniform(5, 1, 0.002, 80.0, append_zero=False).nodes.flatten())
     assert torch.allclose(times.diff(), times.diff()[:1].expand(4))
-    assert given([80.0, 1.0, 0.0], 2).is_to_zero(1)
+    assert given([80.0, 1.0, 0.0], 2).ends_at_zero(1)
     with pytest.raises(StageError, match="must fall"):
         given([1.0, 2.0], 1)
 
@@ -226,15 +239,15 @@ def test_grids_by_their_definitions():
 )
 def test_grids_are_the_published_ones(grid, published):
     """GITS (arXiv:2506.10177), Table 9: uniform, log-SNR and polynomial grids on CIFAR-10."""
-    found = grid(len(published), 1, 0.002, 80.0, denoise=False).nodes.flatten()
+    found = grid(len(published), 1, 0.002, 80.0, append_zero=False).nodes.flatten()
     assert torch.allclose(found, torch.tensor(published, dtype=torch.float64), rtol=1e-3, atol=6e-5)
 
 
 def test_orders_that_a_solver_has_not():
     with pytest.raises(StageError, match="order: dpmpp has orders 1 to 3, not 4"):
-        SOLVERS["dpmpp"].of(4)
+        SOLVERS["dpmpp"].with_order(4)
     with pytest.raises(StageError, match="order: 2 is not to be chosen for heun"):
-        SOLVERS["heun"].of(2)
+        SOLVERS["heun"].with_order(2)
 
 
 def stalling(share: float) -> Levels:
@@ -262,11 +275,11 @@ def test_a_subspace_may_slow_down_or_stand_still(share):
     levels = stalling(share)
     parts = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1, None, None]
     between = [torch.lerp(a.log(), b.log(), parts).exp() for a, b in itertools.pairwise(levels.nodes)]
-    truth = solve(model, z, at(torch.cat([*between, levels.nodes[-1:]])), SOLVERS["heun"].of())
-    euler = float((solve(model, z, levels, SOLVERS["euler"].of()) - truth).norm())
+    truth = solve(model, z, at(torch.cat([*between, levels.nodes[-1:]])), SOLVERS["heun"].with_order())
+    euler = float((solve(model, z, levels, SOLVERS["euler"].with_order()) - truth).norm())
     for name in SOLVERS:
         if name != "euler":
-            assert float((solve(model, z, levels, SOLVERS[name].of()) - truth).norm()) < 0.5 * euler, name
+            assert float((solve(model, z, levels, SOLVERS[name].with_order()) - truth).norm()) < 0.5 * euler, name
 
 
 def test_levels_say_which_step_and_subspace_is_wrong():

@@ -13,7 +13,7 @@ from runs import ROOT, RUN, command, weights
 from anisodiff.errors import StageError
 from anisodiff.storage import checkpoints
 from anisodiff.training.launch import launch
-from anisodiff.training.loop import ResumeStore, Schedule, Training, train
+from anisodiff.training.loop import ResumeStore, TrainingPlan, TrainingState, train
 
 PIECES = RUN | {"kimg": 0.64, "micro_batch": 8, "save_seconds": 300}
 
@@ -86,12 +86,12 @@ def test_pieces_add_up_to_their_batch():
     for micro_batch in (None, 2):
         torch.manual_seed(0)
         layer = torch.nn.Linear(3, 1).double()
-        made = Schedule(**schedule, micro_batch=micro_batch)
+        made = TrainingPlan(**schedule, micro_batch=micro_batch)
         rows = torch.arange(24, dtype=torch.float64).reshape(8, 3) / 24
         pieces = iter(list(rows.split(made.piece)) * made.steps)
         draw = lambda _, pieces=pieces: {"rows": next(pieces)}  # noqa: E731
         loss = lambda drawn, layer=layer: layer(drawn["rows"]).square().mean()  # noqa: E731
-        training = Training({"layer": layer}, {"layer": 1e-2})
+        training = TrainingState({"layer": layer}, {"layer": 1e-2})
         list(train(training, made, draw, loss))
         found.append(layer.weight.detach().clone())
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
@@ -116,7 +116,7 @@ def test_several_machines_need_a_slurm_job(monkeypatch):
 
 def test_a_state_of_another_version_is_refused(tmp_path):
     store = ResumeStore(tmp_path, "key")
-    training = Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
+    training = TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
     state = tmp_path / "key" / "step-000000001.safetensors"
     checkpoints.save(state, training.tensors(), training.about() | {"version": "0.0.1+00000000"})
     with pytest.raises(StageError, match=r"resume state of version 0\.0\.1\+00000000, this is .*: go on with that"):

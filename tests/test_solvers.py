@@ -8,14 +8,14 @@ from exact import ExactGaussian
 from test_path_gradient import mixture_over
 
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import spend
+from anisodiff.experiment.budgets import steps_for_nfe
 from anisodiff.grids.fixed import Levels, karras, uniform
 from anisodiff.models import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import Problem, State
+from anisodiff.solvers.singlestep import ProbabilityFlow, State
 
 SIDE = 4
 
@@ -39,9 +39,9 @@ def solution(model: ExactGaussian, z: torch.Tensor, levels: Levels) -> torch.Ten
 def error(name: str, steps: int) -> float:
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, steps + 1, denoise=False)
+    levels = uniform(path, steps + 1, append_zero=False)
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
-    return float((solve(model, z, levels, SOLVERS[name].of()) - solution(model, z, levels)).norm())
+    return float((solve(model, z, levels, SOLVERS[name].with_order()) - solution(model, z, levels)).norm())
 
 
 def measured_orders(errors: list[float]) -> torch.Tensor:
@@ -63,9 +63,9 @@ def test_order_of_convergence_on_a_mixture(name, order):
     logs = torch.tensor([[-2.0, 2.0], [-1.0, 1.5]], dtype=torch.float64)
     path = NoisePath(Subspaces(torch.tensor([[0, 1], [1, 1]])), KnotSchedule(logs))
     model, z, _ = mixture_over(path)
-    step = SOLVERS[name].of()
-    ends = {steps: solve(model, z, uniform(path, steps + 1, denoise=False), step) for steps in (16, 32, 64)}
-    truth = solve(model, z, uniform(path, 1025, denoise=False), SOLVERS["midpoint"].of())
+    step = SOLVERS[name].with_order()
+    ends = {steps: solve(model, z, uniform(path, steps + 1, append_zero=False), step) for steps in (16, 32, 64)}
+    truth = solve(model, z, uniform(path, 1025, append_zero=False), SOLVERS["midpoint"].with_order())
     orders = measured_orders([float((end - truth).norm()) for end in ends.values()])
     assert torch.allclose(orders, torch.full_like(orders, order), atol=0.2)
 
@@ -75,11 +75,11 @@ def test_exact_samples_in_the_limit(name):
     """Many steps turn the path's initial noise into draws whose variances are the data's."""
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, 2001 if name in ("euler", "ipndm") else 201, denoise=False)
+    levels = uniform(path, 2001 if name in ("euler", "ipndm") else 201, append_zero=False)
     first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_000, 1, SIDE, SIDE, generator=generator, dtype=torch.float64) * (model.spectrum + first).sqrt()
-    variances = solve(model, z, levels, SOLVERS[name].of()).var(0)
+    variances = solve(model, z, levels, SOLVERS[name].with_order()).var(0)
     assert torch.allclose(variances, (model.spectrum + last)[0], rtol=0.06)
 
 
@@ -88,9 +88,9 @@ def test_one_step_by_hand(name):
     """Signs and factors of one step, coefficient by coefficient (design; Eq. 17 and Lemma 6 corrected)."""
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, 3, denoise=False)
+    levels = uniform(path, 3, append_zero=False)
     z = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    state = SOLVERS[name].of()(Problem(model), State(z), 0, levels)
+    state = SOLVERS[name].with_order()(ProbabilityFlow(model), State(z), 0, levels)
     sigma = lambda level: path.scale(torch.ones_like(z), level)  # noqa: E731
     now, then = sigma(levels.nodes[0]), sigma(levels.nodes[1])
     hat = then if name == "heun" else sigma(levels.inner[0])
@@ -129,9 +129,9 @@ def test_the_budget_is_what_is_spent(solver, grid, to_zero, afs):
         except StageError:
             continue
         before = model.evaluations
-        solve(model, z, levels, SOLVERS[solver].of(), analytic_first=afs)
+        solve(model, z, levels, SOLVERS[solver].with_order(), analytic_first=afs)
         assert model.evaluations - before == nfe
-        assert to_zero in (None, levels.is_to_zero(levels.steps - 1))
+        assert to_zero in (None, levels.ends_at_zero(levels.steps - 1))
         spent.append(nfe)
     assert {3, 4} & set(spent)
     assert len(spent) == 5 or (SOLVERS[solver].evaluations == 2 and len(spent) >= 2)
@@ -143,7 +143,7 @@ def test_last_step_to_zero_returns_the_denoised_image():
     levels = uniform(path, 2)
     states = []
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
-    end = solve(model, z, levels, SOLVERS["midpoint"].of(), watch=lambda k, state: states.append(state.z))
+    end = solve(model, z, levels, SOLVERS["midpoint"].with_order(), watch=lambda k, state: states.append(state.z))
     assert torch.allclose(end, model.denoise(states[-2], levels.nodes[-2].square()))
     assert not torch.equal(end, states[-2])
 
@@ -170,7 +170,7 @@ def test_a_paths_grid_ends_at_its_last_level_before_a_step_to_zero(warped):
     space = {"sigma_min": 0.002, "sigma_max": 80.0}
     assert torch.equal(levels_of(method, 7, space, path).nodes, uniform(path, 4, last=0.3).nodes)
     even = levels_of(method, 6, space, path)  # no step to 0: down to t = 0
-    assert torch.equal(even.nodes, uniform(path, 4, denoise=False).nodes)
+    assert torch.equal(even.nodes, uniform(path, 4, append_zero=False).nodes)
     deep = uniform(path, 4, last=1e-6)  # deeper than the path goes
     assert torch.equal(deep.nodes, uniform(path, 4).nodes)
     with pytest.raises(StageError, match="a last level of 9 is above the whole path: lower last_level"):
@@ -197,4 +197,4 @@ def test_levels_must_fall():
 )  # fmt: skip
 def test_a_budget_that_cannot_be_spent_says_why(changes, nfe, words):
     with pytest.raises(StageError, match=words):
-        spend(nfe, METHOD | changes)
+        steps_for_nfe(nfe, METHOD | changes)

@@ -21,8 +21,8 @@ from anisodiff.experiment.config import load_schema, resolve
 from anisodiff.models import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.training.jobs import Batches, _heldout_guard, schedule_of
-from anisodiff.training.loop import Guard, ResumeStore, Schedule, Training, _lines_to, train
+from anisodiff.training.jobs import BatchSampler, _heldout_guard, schedule_of
+from anisodiff.training.loop import EarlyStop, ResumeStore, TrainingPlan, TrainingState, _lines_to, train
 
 
 def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
@@ -116,14 +116,14 @@ def test_a_lock_ends_with_its_block_and_is_missed_where_there_are_none(tmp_path,
 
 def test_a_truncated_state_gives_way_to_the_one_before(tmp_path, capsys):
     store = ResumeStore(tmp_path, "key")
-    training = Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
+    training = TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
     for training.step in (1, 2, 3):
         store.save(training)
     names = sorted(path.name for path in (tmp_path / "key").iterdir())
     assert names == ["step-000000002.safetensors", "step-000000003.safetensors"]
     newest = tmp_path / "key" / names[-1]
     newest.write_bytes(newest.read_bytes()[:100])
-    again = Training({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
+    again = TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
     assert store.load(again)
     assert again.step == 2
     assert torch.equal(again.modules["layer"].weight, training.modules["layer"].weight)
@@ -139,10 +139,10 @@ def test_a_truncated_state_gives_way_to_the_one_before(tmp_path, capsys):
 def test_the_log_of_a_resumed_run_is_that_of_an_undisturbed_one(tmp_path, stop):
     """Means run over whole groups, also where a save falls between two of their steps."""
 
-    def made() -> tuple[Training, list]:
+    def made() -> tuple[TrainingState, list]:
         torch.manual_seed(0)
-        training = Training({"layer": torch.nn.Linear(2, 1)}, {"layer": 1e-2})
-        schedule = Schedule(kimg=0.05, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=None, seed=0)
+        training = TrainingState({"layer": torch.nn.Linear(2, 1)}, {"layer": 1e-2})
+        schedule = TrainingPlan(kimg=0.05, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=None, seed=0)
         draw = lambda generator: {"x": torch.randn(1, 2, generator=generator)}  # noqa: E731
         loss = lambda drawn: training.modules["layer"](drawn["x"]).square().sum()  # noqa: E731
         return training, train(training, schedule, draw, loss)
@@ -162,17 +162,17 @@ def test_a_stop_that_was_logged_but_not_saved_is_logged_once(tmp_path):
     log = tmp_path / "network.jsonl"
     lines = ['{"step": 20, "loss": 1.0}\n', '{"step": 20, "stopped_early": true, "heldout": 2.0}\n']
     log.write_text("".join(lines) + '{"step": 40, "lo')
-    training = Training({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2}, step=20)
+    training = TrainingState({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2}, step=20)
     assert _lines_to(log, training) == lines[:1]
     training.stopped_early = True
     assert _lines_to(log, training) == lines
 
 
-def line_run(guard: Guard | None, value: float = 1.0, steps: int = 40) -> Training:
+def line_run(guard: EarlyStop | None, value: float = 1.0, steps: int = 40) -> TrainingState:
     torch.manual_seed(0)
     layer = torch.nn.Linear(1, 1)
-    training = Training({"layer": layer}, {"layer": 1e-2})
-    schedule = Schedule(kimg=steps / 1000, batch=1, ramp_kimg=0.0, ema_kimg=0.001, ema_ramp=None, seed=0)
+    training = TrainingState({"layer": layer}, {"layer": 1e-2})
+    schedule = TrainingPlan(kimg=steps / 1000, batch=1, ramp_kimg=0.0, ema_kimg=0.001, ema_ramp=None, seed=0)
     loss = lambda drawn: (layer(torch.ones(1, 1)) * value).sum()  # noqa: E731
     list(train(training, schedule, lambda generator: {}, loss, guard))
     return training
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
 
 def test_the_guard_goes_back_to_the_last_good_state():
     heldout = iter([1.0, 0.9, 0.95, 1.2, 0.1])
-    training = line_run(Guard(lambda: next(heldout), every=5, tolerance=0.1))
+    training = line_run(EarlyStop(lambda: next(heldout), every=5, tolerance=0.1))
     assert training.stopped_early
     assert training.step == 15
     assert training.heldout[-1] == (15, 1.2)
@@ -197,8 +197,8 @@ def test_the_guard_goes_back_to_the_last_good_state():
 @pytest.mark.parametrize("at_the_end", [0.82, 5.0, math.nan])
 def test_a_run_that_goes_bad_after_its_last_periodic_check_saves_what_was_checked(at_the_end):
     torch.manual_seed(0)
-    training = Training({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2})
-    schedule = Schedule(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.002, ema_ramp=None, seed=0)
+    training = TrainingState({"layer": torch.nn.Linear(1, 1)}, {"layer": 1e-2})
+    schedule = TrainingPlan(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.002, ema_ramp=None, seed=0)
     checked = []
 
     def heldout() -> float:
@@ -206,7 +206,7 @@ def test_a_run_that_goes_bad_after_its_last_periodic_check_saves_what_was_checke
         return [1.0, 0.9, 0.8, at_the_end][len(checked) - 1]
 
     loss = lambda drawn: training.modules["layer"](torch.ones(1, 1)).sum()  # noqa: E731
-    records = list(train(training, schedule, lambda generator: {}, loss, Guard(heldout, every=15, tolerance=0.1)))
+    records = list(train(training, schedule, lambda generator: {}, loss, EarlyStop(heldout, every=15, tolerance=0.1)))
     good = at_the_end == 0.82
     assert [step for step, _ in training.heldout] == [0, 15, 30, 40]
     assert training.stopped_early == (not good) == records[-1].get("stopped_early", False)
@@ -217,7 +217,7 @@ def test_a_run_that_goes_bad_after_its_last_periodic_check_saves_what_was_checke
 
 def test_a_start_that_the_guard_cannot_judge_is_one_line():
     with pytest.raises(StageError, match="held-out loss is nan at the start: start from another network or path"):
-        line_run(Guard(lambda: math.nan, every=5, tolerance=0.1))
+        line_run(EarlyStop(lambda: math.nan, every=5, tolerance=0.1))
 
 
 def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start, tmp_path):
@@ -231,13 +231,13 @@ def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start
         made.append(weights(folder))
         last = json.loads((folder / "network.jsonl").read_text().splitlines()[-1])
         saved, _ = read_denoiser(*outputs, DATASET, CPU)
-        guard = _heldout_guard(saved, Batches(DATASET, start[2], "cpu"), settings, schedule_of(settings))
+        guard = _heldout_guard(saved, BatchSampler(DATASET, start[2], "cpu"), settings, schedule_of(settings))
         assert last["heldout"] == pytest.approx(guard.loss(), rel=1e-5)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_rates_ramp_hold_and_halve():
-    schedule = Schedule(kimg=16.0, batch=100, ramp_kimg=1.0, ema_kimg=500.0, ema_ramp=0.05, seed=0, decay="steps")
+    schedule = TrainingPlan(kimg=16.0, batch=100, ramp_kimg=1.0, ema_kimg=500.0, ema_ramp=0.05, seed=0, decay="steps")
     assert schedule.steps == 160
     assert schedule.rate(0) == pytest.approx(0.1)
     assert schedule.rate(9) == schedule.rate(79) == 1.0
@@ -248,7 +248,7 @@ def test_rates_ramp_hold_and_halve():
 @pytest.mark.parametrize(("kimg", "batch"), [(1200.0, 1024), (16.0, 100)])
 def test_rates_decay_as_in_the_published_code(kimg, batch):
     """Its `0.5 ** ((seen - total / 2) / (total / 8))` once `seen`, before the step, has passed half the images."""
-    schedule = Schedule(kimg=kimg, batch=batch, ramp_kimg=0.0, ema_kimg=0.0, ema_ramp=None, seed=0)
+    schedule = TrainingPlan(kimg=kimg, batch=batch, ramp_kimg=0.0, ema_kimg=0.0, ema_ramp=None, seed=0)
     total = int(kimg * 1000)
     for step in range(schedule.steps):
         seen = step * batch
@@ -260,8 +260,8 @@ def test_rates_decay_as_in_the_published_code(kimg, batch):
 def test_each_module_is_averaged_with_its_own_half_life():
     torch.manual_seed(0)
     modules = {name: torch.nn.Linear(1, 1).double() for name in ("network", "path")}
-    training = Training(modules, {"network": 1e-2, "path": 1e-2})
-    schedule = Schedule(
+    training = TrainingState(modules, {"network": 1e-2, "path": 1e-2})
+    schedule = TrainingPlan(
         kimg=0.02, batch=2, ramp_kimg=0.0, ema_kimg=0.008, ema_ramp=None, seed=0, path_ema_kimg=0.004
     )  # half-lives of four steps and of two
     expected = {name: module.weight.detach().clone() for name, module in modules.items()}
@@ -277,8 +277,8 @@ def test_each_module_is_averaged_with_its_own_half_life():
 def test_a_half_life_of_zero_keeps_the_last_parameters_exactly(ema_ramp):
     torch.manual_seed(0)
     modules = {name: torch.nn.Linear(3, 3) for name in ("network", "path")}
-    training = Training(modules, {"network": 1e-2, "path": 1e-1})
-    schedule = Schedule(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=ema_ramp, seed=0)
+    training = TrainingState(modules, {"network": 1e-2, "path": 1e-1})
+    schedule = TrainingPlan(kimg=0.04, batch=1, ramp_kimg=0.0, ema_kimg=0.01, ema_ramp=ema_ramp, seed=0)
     loss = lambda drawn: sum(module(torch.ones(1, 3)).square().sum() for module in modules.values())  # noqa: E731
     list(train(training, schedule, lambda generator: {}, loss))
     assert torch.equal(training.ema["path"].weight, modules["path"].weight)

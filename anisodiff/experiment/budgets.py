@@ -10,20 +10,20 @@ FALLING_TO_MIN = ("karras", "log-snr", "time-uniform")  # grids that end at sigm
 
 
 @dataclass(frozen=True)
-class Budget:
+class StepCount:
     """Nodes above 0, and whether a step to 0 follows them.
 
     Attributes:
         points: nodes above 0.
-        to_zero: a last Euler step from the last of them.
+        append_zero: a last Euler step from the last of them.
     """
 
     points: int
-    to_zero: bool
+    append_zero: bool
 
     @property
     def steps(self) -> int:
-        return self.points - 1 + self.to_zero
+        return self.points - 1 + self.append_zero
 
 
 def budgets(dataset: dict[str, Any], method: str) -> list[int]:
@@ -44,7 +44,7 @@ def strip_methods(dataset: dict[str, Any]) -> list[str]:
     return ["iso", "ani"] if {"iso", "ani"} <= drawn else []
 
 
-def spend(nfe: int, method: dict[str, Any]) -> Budget:
+def steps_for_nfe(nfe: int, method: dict[str, Any]) -> StepCount:
     """The grid's size for exactly `nfe` evaluations an image.
 
     A step costs one evaluation, or two for solvers that evaluate between nodes; a step to 0 always costs one, and an
@@ -72,7 +72,7 @@ def spend(nfe: int, method: dict[str, Any]) -> Budget:
             f"{nfe} cannot be spent: {solver} on the {method['grid']} grid {ends} and takes {kind} budgets; "
             f"use {nfe - 1} or {nfe + 1}"
         )
-    budget = Budget(steps + 1, to_zero)
+    budget = StepCount(steps + 1, to_zero)
     if budget.steps < 1 or (each == 2 and steps < 1):
         raise StageError(f"{nfe} cannot be spent: {solver} needs {each} or more")
     if method["order"] is not None and method["order"] > budget.steps:

@@ -9,7 +9,7 @@ import yaml
 
 from anisodiff.data.download import to_fetch
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import budgets, grid_nfe, spend
+from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
 from anisodiff.experiment.config_text import plain, whole
 from anisodiff.solvers.costs import ORDERS
 
@@ -243,7 +243,7 @@ def _check_budget(
 ) -> None:
     """That a method can spend a budget, which was given under `key`."""
     try:
-        budget = spend(nfe, method)
+        budget = steps_for_nfe(nfe, method)
     except StageError as error:
         raise StageError(f"{key}: method {name!r}: {error}") from error
     if search is not None and budget.points > search["points"]:

@@ -20,7 +20,7 @@ class Levels:
     A last node of 0, in all subspaces, means one plain Euler step.
 
     Attributes:
-        nodes: where steps begin and end, `[N, B or 1, J]`; before `of`, the middle axis is that of the classes.
+        nodes: where steps begin and end, `[N, B or 1, J]`; before `for_labels`, the middle axis is that of the classes.
         inner: evaluation point of each step for solvers that take one between the nodes, `[N-1, B or 1, J]`; not
             used on a step to 0.
     """
@@ -43,7 +43,7 @@ class Levels:
         if (self.nodes[:-1] <= 0).any() or (self.nodes[-1] < 0).any() or len((self.nodes[-1] == 0).unique()) > 1:
             raise StageError("grid: levels must be above 0, but for a last one of 0 in all subspaces: check the grid")
 
-    def of(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
+    def for_labels(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
         """Each image's levels, by its one-hot label, from levels of every class."""
         if self.nodes.shape[1] == 1:
             return self
@@ -62,28 +62,28 @@ class Levels:
     def steps(self) -> int:
         return len(self.nodes) - 1
 
-    def is_to_zero(self, k: int) -> bool:
+    def ends_at_zero(self, k: int) -> bool:
         """Whether step k ends at 0."""
         return k + 1 == self.steps and bool((self.nodes[-1] == 0).all())
 
 
-def levels(nodes: Tensor, inner: Tensor, denoise: bool) -> Levels:
+def levels(nodes: Tensor, inner: Tensor, append_zero: bool) -> Levels:
     """Levels as they are, or going on to 0 from the last node."""
-    if not denoise:
+    if not append_zero:
         return Levels(nodes, inner)
     zero = torch.zeros_like(nodes[:1])
     return Levels(torch.cat([nodes, zero]), torch.cat([inner, zero]))
 
 
-def _spread(points: int, subspaces: int, denoise: bool, at: Callable[[Tensor], Tensor]) -> Levels:
+def _spread(points: int, subspaces: int, append_zero: bool, at: Callable[[Tensor], Tensor]) -> Levels:
     """Levels `at` shares from 1 (first node) to 0 (last), the same in every subspace; inner points half-way."""
     share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
     sigmas = at(share).to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
-    return levels(sigmas[::2], sigmas[1::2], denoise)
+    return levels(sigmas[::2], sigmas[1::2], append_zero)
 
 
 def karras(
-    points: int, subspaces: int, sigma_min: float, sigma_max: float, rho: float = 7.0, denoise: bool = True
+    points: int, subspaces: int, sigma_min: float, sigma_max: float, rho: float = 7.0, append_zero: bool = True
 ) -> Levels:
     """EDM's polynomial grid; inner points half-way in the index (arXiv:2206.00364, Eq. 5).
 
@@ -93,18 +93,18 @@ def karras(
         sigma_min: last node before 0.
         sigma_max: first node.
         rho: the grid's exponent; 1 is uniform in sigma.
-        denoise: go on to 0.
+        append_zero: go on to 0.
     """
-    return _spread(points, subspaces, denoise, lambda share: karras_sigmas(share, sigma_min, sigma_max, rho))
+    return _spread(points, subspaces, append_zero, lambda share: karras_sigmas(share, sigma_min, sigma_max, rho))
 
 
-def log_snr(points: int, subspaces: int, sigma_min: float, sigma_max: float, denoise: bool = True) -> Levels:
+def log_snr(points: int, subspaces: int, sigma_min: float, sigma_max: float, append_zero: bool = True) -> Levels:
     """Uniform in log sigma; see `karras`."""
-    return _spread(points, subspaces, denoise, lambda share: sigma_min * (sigma_max / sigma_min) ** share)
+    return _spread(points, subspaces, append_zero, lambda share: sigma_min * (sigma_max / sigma_min) ** share)
 
 
 def time_uniform(
-    points: int, subspaces: int, sigma_min: float, sigma_max: float, denoise: bool = True, rho: float = 1.0
+    points: int, subspaces: int, sigma_min: float, sigma_max: float, append_zero: bool = True, rho: float = 1.0
 ) -> Levels:
     """Uniform in a root of the variance-preserving process's time: with rho 1 DDPM's usual grid, with rho 2 DEIS's.
 
@@ -113,12 +113,12 @@ def time_uniform(
         subspaces: J; every subspace gets the same level.
         sigma_min: last node before 0.
         sigma_max: first node.
-        denoise: go on to 0.
+        append_zero: go on to 0.
         rho: uniform in `time ** (1 / rho)`.
     """
     time = VpTime(sigma_min, sigma_max)
     first = time.first ** (1 / rho)
-    return _spread(points, subspaces, denoise, lambda share: time.sigma((first + (1 - first) * share) ** rho))
+    return _spread(points, subspaces, append_zero, lambda share: time.sigma((first + (1 - first) * share) ** rho))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class VpTime:
         least, spread = self.betas
         return torch.expm1(spread / 2 * time.square() + least * time).sqrt()
 
-    def of(self, sigma: Tensor) -> Tensor:
+    def time_at(self, sigma: Tensor) -> Tensor:
         """The time at which the noise is `sigma`."""
         least, spread = self.betas
         return ((least**2 + 2 * spread * torch.log1p(sigma.square())).sqrt() - least) / spread
@@ -158,9 +158,9 @@ class VpTime:
         return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
 
 
-def at(nodes: Float[Tensor, "n b j"], denoise: bool = False) -> Levels:
+def at(nodes: Float[Tensor, "n b j"], append_zero: bool = False) -> Levels:
     """Levels at these nodes; inner points at geometric means."""
-    return levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), denoise)
+    return levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), append_zero)
 
 
 def given(nodes: Sequence[float], subspaces: int) -> Levels:
@@ -169,7 +169,7 @@ def given(nodes: Sequence[float], subspaces: int) -> Levels:
 
 
 def uniform(
-    path: NoisePath, points: int, warp: Warp | None = None, denoise: bool = True, last: float | None = None
+    path: NoisePath, points: int, warp: Warp | None = None, append_zero: bool = True, last: float | None = None
 ) -> Levels:
     """Points uniform in (warped) time from t = 1 down; inner points half-way in time (paper, Algorithm 1).
 
@@ -177,7 +177,7 @@ def uniform(
         path: whose levels are taken.
         points: nodes above 0.
         warp: r(t; gamma); None takes t itself.
-        denoise: go on to 0 with a last Euler step.
+        append_zero: go on to 0 with a last Euler step.
         last: geometric-mean level, over classes too, of the last node above 0; None ends at t = 0, as does a level that
             the path does not go down to.
 
@@ -195,7 +195,7 @@ def uniform(
     t = torch.linspace(1, end, 2 * points - 1, dtype=torch.float64)
     with torch.no_grad():
         sigmas = path.table(t if warp is None else warp(t)[0])
-    return levels(sigmas[::2], sigmas[1::2], denoise)
+    return levels(sigmas[::2], sigmas[1::2], append_zero)
 
 
 def at_mean_levels(path: NoisePath, points: int, sigma_min: float, sigma_max: float) -> tuple[Levels, Tensor]:
@@ -207,7 +207,7 @@ def at_mean_levels(path: NoisePath, points: int, sigma_min: float, sigma_max: fl
         sigma_min: the last mean level.
         sigma_max: the first.
     """
-    means = karras(points, 1, sigma_min, sigma_max, denoise=False).nodes[:, 0, 0]
+    means = karras(points, 1, sigma_min, sigma_max, append_zero=False).nodes[:, 0, 0]
     with torch.no_grad():
         nodes = path.table(path.mean.time_of(2 * means.log()))
     return at(nodes), means

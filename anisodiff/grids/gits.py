@@ -14,9 +14,11 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.fixed import Levels, at
-from anisodiff.solvers.generation import start
 from anisodiff.solvers.registry import SOLVERS, solve
-from anisodiff.solvers.singlestep import Problem, State, Step
+from anisodiff.solvers.singlestep import Step
+from anisodiff.solvers.trajectories import Trajectory, record_trajectory
+
+TEACHER = "ipndm"  # of order 4
 
 
 def from_chord(
@@ -32,61 +34,6 @@ def from_chord(
     return along, away - along[..., None] * chord
 
 
-@dataclass(frozen=True)
-class Trajectories:
-    """A teacher's trajectories on a fine grid of N nodes.
-
-    Attributes:
-        states: coefficients at every node, `[N, B, C, H, W]`.
-        flows: the flow at every node but the last, `[N-1, B, C, H, W]`.
-        levels: the grid, as the images see it.
-        problem: for products with levels.
-    """
-
-    states: Float[Tensor, "n b c h w"]
-    flows: Float[Tensor, "m b c h w"]
-    levels: Levels
-    problem: Problem
-
-    @property
-    def denoised(self) -> Float[Tensor, "m b c h w"]:
-        """Estimates of the clean image at every node but the last, in coefficients: the denoising trajectory."""
-        nodes = zip(self.states, self.flows, self.levels.nodes, strict=False)
-        return torch.stack([z + self.problem.scale(flow, sigma) for z, flow, sigma in nodes])
-
-    def euler(self, j: int, analytic: bool = False) -> Float[Tensor, "m b c h w"]:
-        """Where one Euler step from node j leads at every later node; with the analytic first direction, if asked."""
-        z, sigma = self.states[j], self.levels.nodes[j]
-        flow = self.problem.analytic_flow(z, sigma) if analytic else self.flows[j]
-        return torch.stack([z - self.problem.scale(flow, later - sigma) for later in self.levels.nodes[j + 1 :]])
-
-
-def teach(
-    denoiser: Denoiser,
-    noise: Float[Tensor, "b c h w"],
-    levels: Levels,
-    labels: Float[Tensor, "b k"] | None = None,
-    solver: str = "ipndm",
-) -> Trajectories:
-    """The teacher's trajectories on the fine grid: iPNDM's of order 4, or another's.
-
-    Args:
-        denoiser: over the path.
-        noise: standard normal, in pixels.
-        levels: the fine grid, as the images see it, without a step to 0.
-        labels: one-hot classes.
-        solver: of the teacher, one that remembers flows.
-    """
-    states, flows = [start(denoiser, noise, levels, labels)], []
-
-    def watch(k: int, state: State) -> None:
-        states.append(state.z)
-        flows.append(state.past[0])
-
-    solve(denoiser, states[0], levels, SOLVERS[solver].of(), labels, watch)
-    return Trajectories(torch.stack(states), torch.stack(flows), levels, Problem(denoiser, labels))
-
-
 def _l2(found: Tensor, taught: Tensor) -> Tensor:
     return (found - taught).flatten(2).norm(dim=2).mean(1)
 
@@ -95,7 +42,7 @@ def _l1(found: Tensor, taught: Tensor) -> Tensor:
     return (found - taught).flatten(2).abs().sum(2).mean(1)
 
 
-def _deviation(trajectories: Trajectories) -> Callable[[Tensor, Tensor], Tensor]:
+def _deviation(trajectories: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
     """How much farther from the chord between a trajectory's ends the step leads than the teacher is (signed)."""
     ends = [trajectories.states[each].flatten(1) for each in (0, -1)]
 
@@ -105,11 +52,11 @@ def _deviation(trajectories: Trajectories) -> Callable[[Tensor, Tensor], Tensor]
     return lambda found, taught: (deviation(found) - deviation(taught)).mean(1)
 
 
-def costs(trajectories: Trajectories, kind: str = "l2", analytic: bool = False) -> Float[Tensor, "n n"]:
+def costs(trajectories: Trajectory, kind: str = "l2", analytic: bool = False) -> Float[Tensor, "n n"]:
     """Cost of an Euler step from every node (row) to every later one (column), a mean over images; infinite elsewhere.
 
     Args:
-        trajectories: from `teach`.
+        trajectories: of the teacher, from `record_trajectory`.
         kind: "l2" or "l1" distance to the teacher's point, in pixels, or "deviation" from the chord, signed.
         analytic: of the first node's analytic direction; the other rows are infinite then.
     """
@@ -118,7 +65,7 @@ def costs(trajectories: Trajectories, kind: str = "l2", analytic: bool = False) 
     count = len(trajectories.states)
     found = torch.full((count, count), torch.inf, dtype=torch.float64)
     for j in range(1 if analytic else count - 1):
-        ends, taught = trajectories.euler(j, analytic), trajectories.states[j + 1 :]
+        ends, taught = trajectories.euler_step(j, analytic), trajectories.states[j + 1 :]
         if kind == "l1":  # the others are the same in coefficients
             ends, taught = (torch.stack([to_pixels(each) for each in batch]) for batch in (ends, taught))
         found[j, j + 1 :] = measure(ends, taught).to("cpu", torch.float64)
@@ -186,7 +133,7 @@ def joint_with_analytic_step(
     return {steps: way for steps, way in ways.items() if steps > 1}
 
 
-def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectories, step: Step) -> dict[int, list[int]]:
+def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectory, step: Step) -> dict[int, list[int]]:
     """Ways of one step more, whose first, analytic step leads to the node from which a student's images come out best.
 
     Each node before the next is tried; what counts is the mean distance of the student's last images to the teacher's
@@ -194,7 +141,7 @@ def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectori
 
     Args:
         ways: from `shortest`; ways of as many evaluations as steps.
-        trajectories: from `teach`.
+        trajectories: of the teacher, from `record_trajectory`.
         step: the student's.
     """
     first, teacher = trajectories.states[0], trajectories.states[-1]
@@ -249,7 +196,7 @@ def search(
         most: evaluations for which images are made.
     """
     began = time.perf_counter()
-    trajectories = teach(denoiser, noise, levels, labels)
+    trajectories = record_trajectory(denoiser, noise, levels, labels, SOLVERS[TEACHER].with_order(), keep_flows=True)
     taught = time.perf_counter()
     cost, direction = costs(trajectories, kind), costs(trajectories, kind, analytic=True)
     measured = time.perf_counter()

@@ -16,7 +16,7 @@ def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, dict[str, Any]]:
         StageError: the cell is missing, damaged or of another kind.
     """
     tensors, about = checkpoints.read(cell)
-    return frechet.FeatureStatistics.of(tensors, cell), about
+    return frechet.FeatureStatistics.from_tensors(tensors, cell), about
 
 
 def cells_of(manifest: Path) -> list[Path]:
@@ -47,4 +47,4 @@ def load_reference(file: Path, features: str) -> frechet.Gaussian:
     tensors, about = checkpoints.read(file)
     if about.get("features") != features:
         raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
-    return frechet.Gaussian.of(tensors, file)
+    return frechet.Gaussian.from_tensors(tensors, file)

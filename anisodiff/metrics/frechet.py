@@ -152,7 +152,7 @@ class Gaussian:
     covariance: Float[Tensor, "d d"]
 
     @staticmethod
-    def of(tensors: dict[str, Tensor], name: Path | str) -> "Gaussian":
+    def from_tensors(tensors: dict[str, Tensor], name: Path | str) -> "Gaussian":
         """The Gaussian of these tensors, from the file `name`.
 
         Raises:
@@ -201,7 +201,7 @@ def published_statistics(file: Path) -> Gaussian:
             f"{file}: statistics of {mean.numel()} features, Inception has {INCEPTION_FEATURES}: "
             "give statistics of the same feature network"
         )
-    return Gaussian.of({"mean": mean, "covariance": covariance}, file)
+    return Gaussian.from_tensors({"mean": mean, "covariance": covariance}, file)
 
 
 class FeatureStatistics:
@@ -262,7 +262,7 @@ class FeatureStatistics:
         return sums | {"outer": self.outer[rows, columns]}
 
     @staticmethod
-    def of(tensors: dict[str, Tensor], name: Path | str = "cell") -> "FeatureStatistics":
+    def from_tensors(tensors: dict[str, Tensor], name: Path | str = "cell") -> "FeatureStatistics":
         """The statistics of these tensors, from the file `name`.
 
         Raises:

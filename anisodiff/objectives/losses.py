@@ -29,7 +29,7 @@ def edm_loss(
         sigma: standard deviation for each image; EDM draws `exp(-1.2 + 1.2 N(0, 1))`.
         labels: one-hot classes.
     """
-    path = denoiser.path.of(labels)
+    path = denoiser.path.for_labels(labels)
     g = sigma.square()[:, None].expand(-1, path.subspaces.count)
     eps = path.from_pixels(eps)
     flow = denoiser.flow(path.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
@@ -65,7 +65,7 @@ def tlsm_loss(
             the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
         through_level: nothing is held constant; one subspace and no probes.
     """
-    path = denoiser.path.of(labels)
+    path = denoiser.path.for_labels(labels)
     if through_level and (path.subspaces.count > 1 or probes is not None):
         raise ValueError("the gradient passes through the level of one subspace only, and takes no probes")
     noise = path.at(t)

@@ -65,7 +65,7 @@ def flow_derivative(
         cotangent: G, the loss's gradient in the flow.
         probes: random probes with `E[e e^T] = I` in z's coefficients; their estimates are averaged.
     """
-    path = denoiser.path.of(labels)
+    path = denoiser.path.for_labels(labels)
     z, g, flow, cotangent = (each.detach() for each in (z, g, flow, cotangent))
     h = torch.finfo(z.dtype).eps ** (1 / 3)
     # a probe moves z by h of the noise, or of a twentieth of the data where the noise is less than the rounding of z

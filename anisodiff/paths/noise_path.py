@@ -95,7 +95,7 @@ class NoisePath(nn.Module, _Coordinates):
         logs = self.schedule.ends if isinstance(self.schedule, KnotSchedule) else self.schedule.logs
         return len(logs) if logs.ndim == 3 else 0
 
-    def of(self, labels: Float[Tensor, "b k"] | None) -> "NoisePath | BatchPath":
+    def for_labels(self, labels: Float[Tensor, "b k"] | None) -> "NoisePath | BatchPath":
         """The path as images with these one-hot labels see it.
 
         Raises:
@@ -110,7 +110,7 @@ class NoisePath(nn.Module, _Coordinates):
         index = labels.argmax(1)
         curve = self.curve
         mine = LogLinear(curve.nodes, curve.logs[index]) if self.classes else curve
-        return BatchPath(self.subspaces.of(index), mine, self.weights)
+        return BatchPath(self.subspaces.for_classes(index), mine, self.weights)
 
     def forward(self, t: Float[Tensor, " b"]) -> Variance:
         return self.at(t)

@@ -35,7 +35,7 @@ class PcaSubspaces(nn.Module):
             raise StageError("basis: its vectors are not orthonormal: make it again")
         self.register_buffer("vectors", vectors)
         self.register_buffer("which", which)
-        self._rows: Tensor | None = None  # basis of each image of a batch, see `of`
+        self._rows: Tensor | None = None  # basis of each image of a batch, see `for_classes`
 
     @property
     def classes(self) -> int:
@@ -53,7 +53,7 @@ class PcaSubspaces(nn.Module):
         rank, pixels = self.vectors.shape[1:]
         return torch.tensor([rank, pixels - rank], dtype=torch.float64)
 
-    def of(self, index: Int[Tensor, " b"]) -> "PcaSubspaces":
+    def for_classes(self, index: Int[Tensor, " b"]) -> "PcaSubspaces":
         """As images of these classes see them."""
         if not self.classes:
             return self

@@ -115,6 +115,6 @@ class Subspaces(nn.Module):
         """Inner product in each subspace."""
         return (a * b).sum(1).flatten(1) @ self.members.to(a.dtype)
 
-    def of(self, index: Int[Tensor, " b"]) -> "Subspaces":
+    def for_classes(self, index: Int[Tensor, " b"]) -> "Subspaces":
         """As images of these classes see them: alike."""
         return self

@@ -57,7 +57,7 @@ def start(
     labels: Float[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Coefficients at the first level: `sqrt(g_k(T)) eps` of the path."""
-    path = denoiser.path.of(labels)
+    path = denoiser.path.for_labels(labels)
     return path.scale(path.from_pixels(noise), levels.nodes[0].to(noise.device))
 
 
@@ -117,6 +117,6 @@ def generate(
     for chosen, padded in batches(seeds, batch):
         noise, labels = draw(padded, shape, classes)
         labels = None if labels is None else labels.to(device)
-        own = levels.of(labels)
+        own = levels.for_labels(labels)
         z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
         yield chosen, finished(denoiser, z, chosen, name)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from anisodiff.grids.fixed import Levels, VpTime
-from anisodiff.solvers.singlestep import UNEVEN, Problem, State, euler
+from anisodiff.solvers.singlestep import UNEVEN, ProbabilityFlow, State, euler
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 Variable = Callable[[Tensor], Tensor]
 
 
-def ipndm(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def ipndm(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """Improved pseudo-numerical method: Adams-Bashforth with the weights of equal steps, on any steps.
 
     Zhang and Chen 2023 (arXiv:2204.13902). Of its order on levels that are uniform in sigma.
@@ -31,7 +31,7 @@ def ipndm(problem: Problem, state: State, k: int, levels: Levels, order: int) ->
     return _extrapolate_flow(problem, state, k, levels, order, weights_of_equal_steps)
 
 
-def ipndm_v(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def ipndm_v(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """Adams-Bashforth with the weights of the steps that are made: polynomials in sigma.
 
     From order 3 on the published code has other weights, by a misplaced bracket; these are the method's.
@@ -39,15 +39,15 @@ def ipndm_v(problem: Problem, state: State, k: int, levels: Levels, order: int) 
     return _extrapolate_flow(problem, state, k, levels, order, weights_in_sigma)
 
 
-def deis(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def deis(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """DEIS-tAB: polynomials in the time of the variance-preserving process (Zhang and Chen 2023, arXiv:2204.13902)."""
     return _extrapolate_flow(problem, state, k, levels, order, weights_in_vp_time)
 
 
-def _extrapolate_flow(problem: Problem, state: State, k: int, levels: Levels, order: int, weights) -> State:
-    if levels.is_to_zero(k):
+def _extrapolate_flow(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int, weights) -> State:
+    if levels.ends_at_zero(k):
         return euler(problem, state, k, levels)
-    flows = (problem.flow(state.z, levels.nodes[k]), *state.past)[:order]
+    flows = (problem.flow(state.z, levels.nodes[k]), *state.history)[:order]
     nodes = [levels.nodes[k - back] for back in range(len(flows))]
     z = state.z
     for flow, weight in zip(flows, weights(nodes, levels.nodes[k + 1], problem.mean), strict=True):
@@ -78,9 +78,9 @@ def weights_in_vp_time(nodes: Sequence[Tensor], end: Tensor, mean: Variable) -> 
     process = VpTime()
     means, last = [mean(node) for node in nodes], mean(end)
     course = _Course([nodes[0], end, *nodes[1:]], [means[0], last, *means[1:]])
-    times = [process.of(each) for each in means]
+    times = [process.time_at(each) for each in means]
     density = lambda time: course(process.sigma(time))[1] * process.rate(time)  # noqa: E731
-    return _integrals(times, times[0], process.of(last), density)
+    return _integrals(times, times[0], process.time_at(last), density)
 
 
 def weights_of_estimates(nodes: Sequence[Tensor], start: Tensor, end: Tensor, mean: Variable) -> list[Tensor]:
@@ -161,15 +161,15 @@ def _lagrange(places: Sequence[Tensor], which: int, at: Tensor) -> Tensor:
     return value
 
 
-def dpmpp(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def dpmpp(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """DPM-Solver++ 2M and 3M as published (Lu et al. 2022, arXiv:2211.01095), of order 2 both.
 
     The last steps are of lower order, as they advise. 3M takes half of the second derivative, `exp_ab` the whole.
     """
-    if levels.is_to_zero(k):
+    if levels.ends_at_zero(k):
         return euler(problem, state, k, levels)
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
-    estimates = (problem.denoised(state.z, sigma), *state.past)[:order]
+    estimates = (problem.denoised(state.z, sigma), *state.history)[:order]
     used = estimates[: levels.steps - k]
     phi_1, phi_2, phi_3 = _phi((sigma / sigma_next).log())
     r = _earlier_steps(problem, levels, k, len(used) - 1)
@@ -184,7 +184,7 @@ def dpmpp(problem: Problem, state: State, k: int, levels: Levels, order: int) ->
     return State(z, estimates)
 
 
-def _earlier_steps(problem: Problem, levels: Levels, k: int, count: int) -> list[Tensor]:
+def _earlier_steps(problem: ProbabilityFlow, levels: Levels, k: int, count: int) -> list[Tensor]:
     """Lengths of the steps before step k, the latest first, in units of it, in the log of the mean level."""
     logs = [problem.mean(levels.nodes[node]).log() for node in range(k + 1, k - count - 1, -1)]
     lengths = [(before - after) / (logs[1] - logs[0]) for after, before in itertools.pairwise(logs[1:])]
@@ -200,20 +200,25 @@ def _phi(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return phi_1, h * (phi_3 + 0.5), phi_3
 
 
-def exp_ab(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def exp_ab(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """Exponential Adams-Bashforth: the polynomial through the estimates in log sigma, integrated exactly.
 
     DPM-Solver++(3M) with the whole of the second derivative, of order 3. The last steps are of lower order.
     """
-    if levels.is_to_zero(k):
+    if levels.ends_at_zero(k):
         return euler(problem, state, k, levels)
-    estimates = (problem.denoised(state.z, levels.nodes[k]), *state.past)[:order]
+    estimates = (problem.denoised(state.z, levels.nodes[k]), *state.history)[:order]
     nodes = [levels.nodes[k - back] for back in range(min(len(estimates), levels.steps - k))]
     return State(_exponential_step(problem, state.z, estimates, nodes, nodes[0], levels.nodes[k + 1]), estimates)
 
 
 def _exponential_step(
-    problem: Problem, z: Tensor, estimates: Sequence[Tensor], nodes: Sequence[Tensor], start: Tensor, end: Tensor
+    problem: ProbabilityFlow,
+    z: Tensor,
+    estimates: Sequence[Tensor],
+    nodes: Sequence[Tensor],
+    start: Tensor,
+    end: Tensor,
 ) -> Tensor:
     """From levels `start` to `end` with the estimates at `nodes`."""
     z = problem.scale(z, end / start)
@@ -223,12 +228,12 @@ def _exponential_step(
     return z
 
 
-def unipc_bh1(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def unipc_bh1(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """UniPC with B(h) = h, see `unipc`."""
     return _unipc(problem, state, k, levels, order, lambda h: -h)
 
 
-def unipc(problem: Problem, state: State, k: int, levels: Levels, order: int) -> State:
+def unipc(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """UniPC with B(h) = exp(h) - 1 (Zhao et al. 2023, arXiv:2302.04867): each step is corrected by the next evaluation.
 
     The last steps are of lower order, and the last is not corrected. With three estimates or more it is the exponential
@@ -237,21 +242,21 @@ def unipc(problem: Problem, state: State, k: int, levels: Levels, order: int) ->
     return _unipc(problem, state, k, levels, order, lambda h: torch.expm1(-h))
 
 
-def _unipc(problem: Problem, state: State, k: int, levels: Levels, order: int, scale_of) -> State:
+def _unipc(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int, scale_of) -> State:
     estimate = problem.denoised(state.z, levels.nodes[k])
     z = state.z
-    if state.before is not None:
-        past = state.past[: min(order, levels.steps - k + 1)]
-        z = _unipc_step(problem, state.before, past, k - 1, levels, scale_of, estimate)
-    estimates = (estimate, *state.past)[:order]
-    if levels.is_to_zero(k):
+    if state.previous is not None:
+        past = state.history[: min(order, levels.steps - k + 1)]
+        z = _unipc_step(problem, state.previous, past, k - 1, levels, scale_of, estimate)
+    estimates = (estimate, *state.history)[:order]
+    if levels.ends_at_zero(k):
         return State(estimate, estimates)
     used = estimates[: levels.steps - k]
     return State(_unipc_step(problem, z, used, k, levels, scale_of), estimates, z)
 
 
 def _unipc_step(
-    problem: Problem,
+    problem: ProbabilityFlow,
     z: Tensor,
     estimates: Sequence[Tensor],
     k: int,

@@ -13,7 +13,7 @@ from anisodiff.errors import StageError
 from anisodiff.grids.fixed import Levels
 from anisodiff.solvers.costs import EVALUATIONS, ORDERS
 from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
-from anisodiff.solvers.singlestep import Problem, State, Step, dpm2, euler, heun, midpoint
+from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step, dpm2, euler, heun, midpoint
 
 
 @dataclass(frozen=True)
@@ -21,28 +21,28 @@ class Solver:
     """A solver's step, and what it costs.
 
     Attributes:
-        step: of its own order; multistep solvers take an `order` up to `most`.
+        step: of its own order; multistep solvers take an `order` up to `max_order`.
         evaluations: of the denoiser a step (a step to 0 costs one).
-        most: highest order, and the usual one, of a multistep solver; None for others.
+        max_order: highest order, and the usual one, of a multistep solver; None for others.
     """
 
     step: Callable[..., State]
     evaluations: int
-    most: int | None = None
+    max_order: int | None = None
 
-    def of(self, order: int | None = None) -> Step:
+    def with_order(self, order: int | None = None) -> Step:
         """The step of an order; None is the solver's usual one.
 
         Raises:
             StageError: it has no such order.
         """
-        if self.most is None:
+        if self.max_order is None:
             if order is not None:
                 raise StageError(f"order: {order} is not to be chosen for {self.step.__name__}: leave it out")
             return self.step
-        if order is not None and not 1 <= order <= self.most:
-            raise StageError(f"order: {self.step.__name__} has orders 1 to {self.most}, not {order}")
-        return partial(self.step, order=order or self.most)
+        if order is not None and not 1 <= order <= self.max_order:
+            raise StageError(f"order: {self.step.__name__} has orders 1 to {self.max_order}, not {order}")
+        return partial(self.step, order=order or self.max_order)
 
 
 STEPS = {
@@ -80,10 +80,10 @@ def solve(
         step: one step of a solver.
         labels: one-hot classes.
         watch: called with the index and state after every step.
-        analytic_first: see `Problem`.
-        threshold: see `Problem`.
+        analytic_first: see `ProbabilityFlow`.
+        threshold: see `ProbabilityFlow`.
     """
-    problem = Problem(denoiser, labels, analytic_first, threshold)
+    problem = ProbabilityFlow(denoiser, labels, analytic_first, threshold)
     levels, state = levels.to(z.device), State(z)
     with torch.no_grad():
         for k in range(levels.steps):

@@ -27,16 +27,16 @@ class State:
 
     Attributes:
         z: noisy coefficients `[B, C, H, W]`.
-        past: what it keeps of its earlier evaluations, flows or estimates of the clean image, the latest first.
-        before: coefficients at the node before, for solvers that correct their last step.
+        history: what it keeps of its earlier evaluations, flows or estimates of the clean image, the latest first.
+        previous: coefficients at the node before, for solvers that correct their last step.
     """
 
     z: Float[Tensor, "b c h w"]
-    past: tuple[Float[Tensor, "b c h w"], ...] = ()
-    before: Float[Tensor, "b c h w"] | None = None
+    history: tuple[Float[Tensor, "b c h w"], ...] = ()
+    previous: Float[Tensor, "b c h w"] | None = None
 
 
-class Problem:
+class ProbabilityFlow:
     """The flow over a path for fixed labels, and products with levels. Levels are `[B or 1, J]`.
 
     Args:
@@ -55,7 +55,7 @@ class Problem:
         analytic_first: bool = False,
         threshold: bool = False,
     ):
-        self.denoiser, self.labels, self.path = denoiser, labels, denoiser.path.of(labels)
+        self.denoiser, self.labels, self.path = denoiser, labels, denoiser.path.for_labels(labels)
         self.scale = self.path.scale
         self.analytic_next, self.threshold = analytic_first, threshold
 
@@ -85,22 +85,22 @@ class Problem:
         return self.path.from_pixels(x.clamp(-limit, limit) / limit)
 
 
-Step = Callable[[Problem, State, int, Levels], State]
+Step = Callable[[ProbabilityFlow, State, int, Levels], State]
 
 
-def euler(problem: Problem, state: State, k: int, levels: Levels) -> State:
+def euler(problem: ProbabilityFlow, state: State, k: int, levels: Levels) -> State:
     """First order; DDIM. One evaluation."""
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
     flow = problem.flow(state.z, sigma)
     return State(state.z - problem.scale(flow, sigma_next - sigma), (flow,))
 
 
-def _second_order(problem: Problem, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
+def _second_order(problem: ProbabilityFlow, state: State, k: int, levels: Levels, sigma_hat: Tensor) -> State:
     """`x - Delta f - curve (f_hat - f)` with f_hat at `x - delta f` (paper, Eq. 17 and Lemma 6; see `curve`).
 
     A step to 0 is a plain Euler step.
     """
-    if levels.is_to_zero(k):
+    if levels.ends_at_zero(k):
         return euler(problem, state, k, levels)
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
     step, delta = sigma_next - sigma, sigma_hat - sigma
@@ -128,22 +128,22 @@ def curve(delta: Tensor, step: Tensor, reach: Tensor) -> Tensor:
     return torch.where(even, own, delta / 2 + (step - delta) * (1 + reach) / 2)
 
 
-def heun(problem: Problem, state: State, k: int, levels: Levels) -> State:
+def heun(problem: ProbabilityFlow, state: State, k: int, levels: Levels) -> State:
     """EDM's trapezoidal Heun: evaluation point at the next node. Two evaluations, one on a step to 0."""
     return _second_order(problem, state, k, levels, levels.nodes[k + 1])
 
 
-def midpoint(problem: Problem, state: State, k: int, levels: Levels) -> State:
+def midpoint(problem: ProbabilityFlow, state: State, k: int, levels: Levels) -> State:
     """The paper's Heun: evaluation point at the grid's inner level. Two evaluations, one on a step to 0."""
     return _second_order(problem, state, k, levels, levels.inner[k])
 
 
-def dpm2(problem: Problem, state: State, k: int, levels: Levels) -> State:
+def dpm2(problem: ProbabilityFlow, state: State, k: int, levels: Levels) -> State:
     """DPM-Solver-2: the flow at the geometric mean of the levels (Lu et al. 2022, arXiv:2206.00927, Algorithm 1).
 
     Two evaluations, one on a step to 0.
     """
-    if levels.is_to_zero(k):
+    if levels.ends_at_zero(k):
         return euler(problem, state, k, levels)
     sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
     sigma_hat = (sigma * sigma_next).sqrt()

@@ -52,8 +52,8 @@ def follow(
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
-        passage = sampler.passage(padded, levels)
-        for kind, nodes in (("state", passage.states), ("denoised", passage.denoised[:above])):
+        recorded = sampler.trajectory(padded, levels)
+        for kind, nodes in (("state", recorded.states), ("denoised", recorded.denoise_every_node()[:above])):
             for node, z in enumerate(nodes):
                 found = extract(finished(sampler.denoiser, z, chosen, f"NFE {nfe}, {kind} at node {node}"))
                 gathered.setdefault((node, kind), frechet.FeatureStatistics(found.shape[1])).add(found)
@@ -61,7 +61,7 @@ def follow(
         {
             "node": node,
             "kind": kind,
-            "evaluations": passage.evaluations[node] + (kind == "denoised"),
+            "evaluations": recorded.evaluations[node] + (kind == "denoised"),
             "level": float(levels.nodes[node].mean()),
             "distance": frechet.distance(statistics.gaussian, truth),
             "images": statistics.count,

@@ -17,7 +17,7 @@ from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, key_of, provenance
 from anisodiff.training import parallel
-from anisodiff.training.jobs import Batches, Work, network_work, warp_work
+from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
 from anisodiff.training.loop import ResumeStore, run
 
 
@@ -34,7 +34,7 @@ def pretrain(
         compute: where, and in which precision.
     """
     compute = compute.begin()
-    batches = Batches(dataset, images, compute.device)
+    batches = BatchSampler(dataset, images, compute.device)
     torch.manual_seed(settings["seed"])
     channels, size, _ = batches.images.shape
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
@@ -71,7 +71,7 @@ def finetune(
     compute = compute.begin()
     network, about = checkpoints.load_network(start_network)
     start, path_about = checkpoints.load_path(start_path)
-    batches = Batches(dataset, images, compute.device)
+    batches = BatchSampler(dataset, images, compute.device)
     classes = network.classes if settings["schedules"] == "class" else 0
     if settings["schedules"] == "class" and not (classes and dataset["labels"]):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
@@ -86,7 +86,7 @@ def _train_network(
     settings: dict[str, Any],
     network: RawNetwork,
     path: NoisePath,
-    batches: Batches,
+    batches: BatchSampler,
     inputs: list[Path],
     output: Path,
     output_path: Path | None,
@@ -117,7 +117,7 @@ def _train_network(
 
 
 def _drive(
-    work: Work,
+    work: TrainingJob,
     settings: dict[str, Any],
     inputs: list[Path],
     output: Path,
@@ -155,7 +155,7 @@ def learn_warp(
     network, about = checkpoints.load_network(network_file)
     path, path_about = checkpoints.load_path(path_file)
     check_dataset(network, about, dataset, network_file)
-    work = warp_work(dataset, settings, network, path, Batches(dataset, images, compute.device), compute)
+    work = warp_work(dataset, settings, network, path, BatchSampler(dataset, images, compute.device), compute)
 
     def finish() -> None:
         made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])

@@ -15,7 +15,7 @@ from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
-from anisodiff.grids import fixed, gits
+from anisodiff.grids import fixed
 from anisodiff.grids.fixed import Levels
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
@@ -23,6 +23,7 @@ from anisodiff.models import read_denoiser
 from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.registry import solve
 from anisodiff.solvers.singlestep import euler
+from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance
 
@@ -136,20 +137,20 @@ def _closed_forms(
     return made
 
 
-def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], gits.Trajectories]:
+def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory]:
     """What is measured of every trajectory, and those that are shown."""
     shapes, norms, first = [], [], None
     for noise, labels in run.batches():
-        taught = gits.teach(model, noise, run.levels, labels, solver="euler")
-        shapes.append(geometry.shape(taught.states.flatten(2).cpu()))
-        norms.append(taught.flows.flatten(2).norm(dim=2).cpu() / noise[0].numel() ** 0.5)
-        first = first or taught
+        recorded = record_trajectory(model, noise, run.levels, labels, euler, keep_flows=True)
+        shapes.append(geometry.shape(recorded.states.flatten(2).cpu()))
+        norms.append(recorded.flows.flatten(2).norm(dim=2).cpu() / noise[0].numel() ** 0.5)
+        first = first or recorded
     join = lambda name, dim: torch.cat([getattr(each, name) for each in shapes], dim)  # noqa: E731
     found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
     found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
     curve, found["unlike"] = geometry.aligned(join("curve", 1))
     found["curve"] = curve[:, : run.shown]
-    kept = gits.Trajectories(first.states[:, : run.shown], first.flows[:, : run.shown], run.levels, first.problem)
+    kept = first.first(run.shown)
     return found | _bent(model, run, kept.states, shapes[0].directions[: run.shown]), kept
 
 
@@ -213,18 +214,18 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
     return {"arc": bent.arc, "curvature": bent.curvature, "torsion": bent.torsion, "turning": turning}
 
 
-def _residuals(model: GaussianDenoiser, taught: gits.Trajectories) -> dict[str, Tensor]:
+def _residuals(model: GaussianDenoiser, recorded: Trajectory) -> dict[str, Tensor]:
     """Of a Gaussian (Proposition 4): its variances, the first trajectory's start in its directions, and how far all are
     from the point of the chord with as much of the noise, `[N, S]`.
     """
-    rows, first, last = model.factors[0].flatten(1), taught.states[0], taught.states[-1]
+    rows, first, last = model.factors[0].flatten(1), recorded.states[0], recorded.states[-1]
     variances = rows.square().sum(1)
-    shares = taught.levels.nodes / taught.levels.nodes[0]
-    chord = torch.stack([last + taught.problem.scale(first - last, share) for share in shares])
+    shares = recorded.levels.nodes / recorded.levels.nodes[0]
+    chord = torch.stack([last + recorded.problem.scale(first - last, share) for share in shares])
     return {
         "gaussian.variances": variances,
         "gaussian.projections": rows @ (first[0] - model.means[0]).flatten() / variances.sqrt(),
-        "gaussian.residual": _apart(taught.states, chord),
+        "gaussian.residual": _apart(recorded.states, chord),
     }
 
 
@@ -235,8 +236,8 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 def _against_optimum(
     denoiser: Denoiser,
     kernel: KernelDenoiser,
-    sampled: gits.Trajectories,
-    optimal: gits.Trajectories,
+    sampled: Trajectory,
+    optimal: Trajectory,
     labels: Float[Tensor, "b k"] | None,
 ) -> tuple[dict[str, Tensor], float]:
     """Network and optimum along each other's trajectories (Appendix C.2), and how the optimum's weights settle.

@@ -210,12 +210,12 @@ def trajectory(
     """
     compute.begin()
     sampler = Sampler(dataset, method, files, compute)
-    passage = sampler.passage(seeds, sampler.levels(nfe, sampler.grid_file(nfe, [nfe])))
+    recorded = sampler.trajectory(seeds, sampler.levels(nfe, sampler.grid_file(nfe, [nfe])))
     to_pixels = sampler.path.to_pixels
     tensors = {
-        "denoised": torch.stack([to_pixels(z) for z in passage.denoised]),
-        "states": torch.stack([to_pixels(z) for z in passage.states]),
-        "levels": passage.levels.nodes[:, 0],
+        "denoised": torch.stack([to_pixels(z) for z in recorded.denoise_every_node()]),
+        "states": torch.stack([to_pixels(z) for z in recorded.states]),
+        "levels": recorded.levels.nodes[:, 0],
     }
     checkpoints.save(
         output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.made_on()}

@@ -39,20 +39,20 @@ def search_levels(
     path = denoiser.path
     if settings["grid"] == "karras":
         count, low, high = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
-        fine = fixed.karras(settings["points"], count, low, high, denoise=False)
+        fine = fixed.karras(settings["points"], count, low, high, append_zero=False)
     else:
-        fine = fixed.uniform(path, settings["points"], denoise=False)
+        fine = fixed.uniform(path, settings["points"], append_zero=False)
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
     noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
     found = gits.search(
         denoiser,
         noise,
-        fine.to(compute.device).of(labels),
+        fine.to(compute.device).for_labels(labels),
         labels,
         settings["cost"],
         settings["gamma"],
         settings["analytic"],
-        SOLVERS[settings["solver"]].of(settings["order"]),
+        SOLVERS[settings["solver"]].with_order(settings["order"]),
         settings["analytic_nfe"],
     )
     tensors = {"nodes": fine.nodes}

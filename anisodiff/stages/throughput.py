@@ -19,7 +19,7 @@ from anisodiff.paths.noise_path import edm_path
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance, write_text
-from anisodiff.training.jobs import Batches, Work, network_work, warp_work
+from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
 
 COSTS = ("loss", "gradient", "share", "probes", "batch", "micro_batch")  # what a run's speed depends on
 WARM_UP = 2
@@ -75,9 +75,9 @@ def measure(
     with torch.no_grad():
         found["features_per_second"] = _calls_per_second(lambda: extract(pixels), compute.device, seconds) * batch
 
-    batches = Batches(dataset, images, compute.device)
+    batches = BatchSampler(dataset, images, compute.device)
 
-    def images_per_second(work: Work) -> float:
+    def images_per_second(work: TrainingJob) -> float:
         return _calls_per_second(lambda: next(work.records), compute.device, seconds) * work.schedule.batch
 
     measured: dict[tuple, float] = {}

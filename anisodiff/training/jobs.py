@@ -17,17 +17,17 @@ from anisodiff.errors import StageError
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import edm_loss, tlsm_loss, warp_loss
 from anisodiff.paths.noise_path import NoisePath, Warp
-from anisodiff.training.loop import Draws, Guard, Schedule, Training, train
+from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingState, train
 
 
-def schedule_of(settings: dict[str, Any]) -> Schedule:
+def schedule_of(settings: dict[str, Any]) -> TrainingPlan:
     """The training schedule among a stage's settings."""
     names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
     path_ema_kimg = settings.get("path_ema_kimg", 0.0)  # a run's alone: it has two averages
-    return Schedule(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
+    return TrainingPlan(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
 
 
-class Batches:
+class BatchSampler:
     """Draws of one dataset, each from the CPU generator that it is given, and their way to the device.
 
     Args:
@@ -42,25 +42,25 @@ class Batches:
         if self.use_labels and not self.images.classes:
             raise StageError(f"{folder}: the images have no labels: set labels to false, or give a labelled source")
 
-    def draw(self, count: int, generator: torch.Generator) -> Draws:
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Images in uint8, and labels where the network has them."""
         return self._shown(*self.images.batch(count, generator, self.flips))
 
-    def fixed(self, index: Tensor) -> Draws:
+    def fixed(self, index: Tensor) -> Batch:
         """Held-out images by their place."""
         return self._shown(*self.heldout.take(index))
 
-    def _shown(self, images: Tensor, labels: Tensor) -> Draws:
+    def _shown(self, images: Tensor, labels: Tensor) -> Batch:
         return {"images": images} | ({"labels": labels} if self.use_labels else {})
 
-    def moved(self, drawn: Draws) -> Draws:
+    def moved(self, drawn: Batch) -> Batch:
         """To the device; the images in [-1, 1] as `x0`."""
         there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
         return {"x0": pixels.to_unit(there.pop("images")), **there}
 
 
 @dataclass
-class Work:
+class TrainingJob:
     """A training that is set up: its state, its length, and the records that drive it when they are taken.
 
     Attributes:
@@ -70,8 +70,8 @@ class Work:
         path: that the network is trained on.
     """
 
-    training: Training
-    schedule: Schedule
+    training: TrainingState
+    schedule: TrainingPlan
     records: Iterator[dict[str, Any]]
     path: NoisePath
 
@@ -81,9 +81,9 @@ def network_work(
     settings: dict[str, Any],
     network: RawNetwork,
     path: NoisePath,
-    batches: Batches,
+    batches: BatchSampler,
     compute: Compute,
-) -> Work:
+) -> TrainingJob:
     """The training of a network with EDM's loss, or of network and path with TLSM.
 
     Args:
@@ -116,13 +116,13 @@ def network_work(
     denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
     shape = (schedule.piece, *batches.images.shape)
 
-    def draw_edm(generator: torch.Generator) -> Draws:
+    def draw_edm(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         # EDM's log-normal noise levels
         drawn["sigma"] = (torch.randn(schedule.piece, generator=generator) * 1.2 - 1.2).exp()
         return drawn | {"eps": torch.randn(shape, generator=generator)}
 
-    def draw_tlsm(generator: torch.Generator) -> Draws:
+    def draw_tlsm(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
         drawn["t"] = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
@@ -132,23 +132,25 @@ def network_work(
             drawn["probes"] = torch.where(signs, -1.0, 1.0)
         return drawn
 
-    def mean_loss(drawn: Draws) -> Tensor:
+    def mean_loss(drawn: Batch) -> Tensor:
         if learns_path:
             there = batches.moved(drawn)
             return tlsm_loss(denoiser, c=settings["c"], through_level=through_level, **there).mean()
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
-    training = Training(modules, rates)
+    training = TrainingState(modules, rates)
     guard = None
     if learns_path:
         saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
         averaged = Denoiser(training.ema["network"], saved, dataset["sigma_data"], compute.body)
         guard = _heldout_guard(averaged, batches, settings, schedule)
     records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
-    return Work(training, schedule, records, path)
+    return TrainingJob(training, schedule, records, path)
 
 
-def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any], schedule: Schedule) -> Guard:
+def _heldout_guard(
+    denoiser: Denoiser, batches: BatchSampler, settings: dict[str, Any], schedule: TrainingPlan
+) -> EarlyStop:
     """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
@@ -167,7 +169,7 @@ def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: dict[str, Any
             return float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
 
     every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
-    return Guard(loss, every, settings["guard_tolerance"])
+    return EarlyStop(loss, every, settings["guard_tolerance"])
 
 
 def warp_work(
@@ -175,9 +177,9 @@ def warp_work(
     settings: dict[str, Any],
     network: RawNetwork,
     path: NoisePath,
-    batches: Batches,
+    batches: BatchSampler,
     compute: Compute,
-) -> Work:
+) -> TrainingJob:
     """The training of the time warp of a path, under a network that is left as it is.
 
     Args:
@@ -194,7 +196,7 @@ def warp_work(
     schedule = schedule_of(settings)
     shape = (schedule.piece, *batches.images.shape)
 
-    def draw(generator: torch.Generator) -> Draws:
+    def draw(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
         uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -204,8 +206,8 @@ def warp_work(
         drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
         return drawn
 
-    def mean_loss(drawn: Draws) -> Tensor:
+    def mean_loss(drawn: Batch) -> Tensor:
         return sum(warp_loss(denoiser, path, warp, c=settings["c"], **batches.moved(drawn))).mean()
 
-    training = Training({"warp": warp}, {"warp": settings["learning_rate"]})
-    return Work(training, schedule, train(training, schedule, draw, mean_loss), path)
+    training = TrainingState({"warp": warp}, {"warp": settings["learning_rate"]})
+    return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)

@@ -28,7 +28,7 @@ from anisodiff.training import parallel
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingPlan:
     """How long to train, and how fast.
 
     Attributes:
@@ -87,7 +87,7 @@ class Schedule:
 
 
 @dataclass
-class Guard:
+class EarlyStop:
     """Stops a run whose loss on fixed held-out data rises, and goes back to the last good state.
 
     Attributes:
@@ -103,7 +103,7 @@ class Guard:
 
 
 @dataclass
-class Training:
+class TrainingState:
     """What a run carries from step to step, and can be stopped and started with.
 
     Attributes:
@@ -176,10 +176,10 @@ class Training:
         }  # fmt: skip
 
 
-Draws = dict[str, Tensor]
+Batch = dict[str, Tensor]
 
 
-def _drawn(draw: Callable[[torch.Generator], Draws], seeds: Iterator[int]) -> Iterator[tuple[int, Draws]]:
+def _drawn(draw: Callable[[torch.Generator], Batch], seeds: Iterator[int]) -> Iterator[tuple[int, Batch]]:
     """Each seed and its draws, made in a thread while those before it are used."""
     with ThreadPoolExecutor(1) as ahead:
         submit = lambda seed: (seed, ahead.submit(draw, torch.Generator().manual_seed(seed)))  # noqa: E731
@@ -192,11 +192,11 @@ def _drawn(draw: Callable[[torch.Generator], Draws], seeds: Iterator[int]) -> It
 
 
 def train(
-    training: Training,
-    schedule: Schedule,
-    draw: Callable[[torch.Generator], Draws],
-    loss: Callable[[Draws], Tensor],
-    guard: Guard | None = None,
+    training: TrainingState,
+    schedule: TrainingPlan,
+    draw: Callable[[torch.Generator], Batch],
+    loss: Callable[[Batch], Tensor],
+    guard: EarlyStop | None = None,
     group: int = 20,
 ) -> Iterator[dict[str, Any]]:
     """Train from `training.step` on; yield a record after every step, with the mean loss every `group` steps.
@@ -265,7 +265,7 @@ def train(
         yield record
 
 
-def _check(training: Training, guard: Guard) -> None:
+def _check(training: TrainingState, guard: EarlyStop) -> None:
     value = parallel.of_first(guard.loss())
     if not training.good and not math.isfinite(value):
         raise StageError(f"the held-out loss is {value} at the start: start from another network or path")
@@ -289,7 +289,7 @@ class ResumeStore:
     def __init__(self, folder: Path, key: str):
         self.folder, self.lock = folder / key, folder / "lock"
 
-    def save(self, training: Training) -> None:
+    def save(self, training: TrainingState) -> None:
         state = self.folder / f"step-{training.step:09d}.safetensors"
         checkpoints.save(state, training.tensors(), training.about() | {"version": version()})
         states = self._states()
@@ -326,7 +326,7 @@ class ResumeStore:
                 raise StageError(f"{folder}: {other} trains here: wait until it ends, or end it, and start again")
             yield
 
-    def load(self, training: Training) -> bool:
+    def load(self, training: TrainingState) -> bool:
         """Take up the newest readable state, all ranks the same; False if there is none.
 
         Raises:
@@ -377,7 +377,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def _lines_to(log: Path, training: Training) -> list[str]:
+def _lines_to(log: Path, training: TrainingState) -> list[str]:
     """Lines of an earlier process up to the present step; what it wrote past its last save is made again."""
     kept = []
     if log.is_file():
@@ -391,8 +391,8 @@ def _lines_to(log: Path, training: Training) -> list[str]:
 
 def run(
     records: Iterator[dict[str, Any]],
-    training: Training,
-    schedule: Schedule,
+    training: TrainingState,
+    schedule: TrainingPlan,
     store: ResumeStore,
     log: Path,
     save_seconds: float,
