@@ -339,10 +339,10 @@ def throughput(
     threads: Threads = 1,
 ) -> None:
     """Time sampling and training on this machine, for the plan."""
-    from anisodiff.stages.throughput import measure
+    from anisodiff.stages.throughput import measure_throughput
 
     extractor = (features_kind, features)
-    measure(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
+    measure_throughput(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
@@ -420,7 +420,7 @@ def geometry(
     """Measure the shape of a network's trajectories over a path, and of closed-form denoisers' beside them."""
     from anisodiff.stages import measuring
 
-    measuring.measure(dataset, settings, images, network, path, output, _compute(compute, threads))
+    measuring.measure_geometry(dataset, settings, images, network, path, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
@@ -441,10 +441,10 @@ def convergence(
     threads: Threads = 1,
 ) -> None:
     """Frechet distance of a method's states, and of their denoised estimates, at every node of its grid."""
-    from anisodiff.stages.convergence import follow
+    from anisodiff.stages.convergence import node_distances
 
     files, extractor = [network, path, *grid], (features_kind, features)
-    follow(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
+    node_distances(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=RESULTS)

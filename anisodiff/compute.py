@@ -59,7 +59,7 @@ class Compute:
         model = torch.cuda.get_device_name(self.device) if gpu else processor()
         return {"host": platform.node(), "device": model, "torch": torch.__version__, "threads": self.threads}
 
-    def place(self, network: Module) -> Module:
+    def prepare(self, network: Module) -> Module:
         """The network on the device: in the memory layout that is fast there, and compiled if that is asked for."""
         network = network.to(self.device)
         if self.device.startswith("cuda"):

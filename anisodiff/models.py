@@ -10,7 +10,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import StepCount, steps_for_nfe
 from anisodiff.experiment.config import basis_of
 from anisodiff.grids import fixed
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels, at
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath, Warp, edm_path
 from anisodiff.paths.principal import PcaSubspaces
@@ -80,7 +80,7 @@ def read_denoiser(
             "set the dataset's resolution, or take another checkpoint"
         )
     check_dataset(network, about, dataset, network_file)
-    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
+    denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
     return denoiser.to(compute.device), [about, path_about]
 
 
@@ -164,7 +164,7 @@ def found_levels(file: Path, budget: StepCount, analytic: bool) -> Levels:
     name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
     if name not in tensors:
         raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    return fixed.at(tensors["nodes"][tensors[name]], budget.append_zero)
+    return at(tensors["nodes"][tensors[name]], budget.append_zero)
 
 
 class Sampler:

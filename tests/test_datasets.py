@@ -410,10 +410,10 @@ def test_a_truncated_archive(tmp_path):
 def test_the_folder_is_mapped_and_replaced_in_one_move(tmp_path):
     first = load("digits", tmp_path)
     assert len(first) == 1797
-    hashes = json.loads(image_sets.about(tmp_path / "images").read_text())["sha256"]
+    hashes = json.loads(image_sets.metadata_file(tmp_path / "images").read_text())["sha256"]
     with pytest.raises(StageError), image_sets.writing(tmp_path / "images", 3, (1, 8, 8)):
         raise StageError("stopped")
-    assert json.loads(image_sets.about(tmp_path / "images").read_text())["sha256"] == hashes
+    assert json.loads(image_sets.metadata_file(tmp_path / "images").read_text())["sha256"] == hashes
     assert [each.name for each in tmp_path.iterdir()] == ["images"]
     with pytest.raises(StageError, match="run the stage `images`"):
         image_sets.load(tmp_path / "other")

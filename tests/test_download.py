@@ -18,7 +18,7 @@ import requests
 
 from anisodiff import cli
 from anisodiff.data import download
-from anisodiff.data.download import check, fetch, fingerprint, place, to_fetch
+from anisodiff.data.download import address_path, check, fetch, file_state, to_fetch
 from anisodiff.errors import StageError
 
 ROOT = Path(__file__).parents[1]
@@ -161,17 +161,17 @@ def test_a_file_of_the_mirror_is_checked_too(get, tmp_path, server):
 def test_addresses_and_their_places(tmp_path):
     """Plain ones by host and path; others have a hash before the name."""
     for url in ("a.org/b/c.pkl", "a.org:8000/b/c d.pkl"):
-        assert str(place(f"https://{url}")) == url
-    assert str(place("package://module/folder/x.pth")) == "module/folder/x.pth"
-    assert str(place("data/my x.zip")) == "local/data/my x.zip"
+        assert str(address_path(f"https://{url}")) == url
+    assert str(address_path("package://module/folder/x.pth")) == "module/folder/x.pth"
+    assert str(address_path("data/my x.zip")) == "local/data/my x.zip"
     for url, made in (
         ("https://a.org/b/c%20d.pkl?x=1", r"a\.org/b/[0-9a-f]{12}/c d\.pkl"),
         ("file:///data/x.zip", r"local/file/data/[0-9a-f]{12}/x\.zip"),
         ("../up/x.zip", r"local/up/[0-9a-f]{12}/x\.zip"),
     ):
-        assert re.fullmatch(made, str(place(url)))
+        assert re.fullmatch(made, str(address_path(url)))
     with pytest.raises(StageError, match="names no file"):
-        place("https://a.org/")
+        address_path("https://a.org/")
     (tmp_path / "x").write_bytes(CONTENT)
     for url in (str(tmp_path / "x"), f"file://{tmp_path}/x"):
         fetch(url, tmp_path / "copy", sha256=DIGEST)
@@ -192,7 +192,7 @@ def test_different_addresses_have_different_places():
         "https://logs/m/net.pkl", "https://a/" + "x" * 3000 + ".pkl", "https://a/y" + "x" * 3000 + ".pkl",
         "https://a/" + "x/" * 3000 + ".pkl", "https://" + "a" * 3000 + "/net.pkl",
     ]  # fmt: skip
-    places = [place(url) for url in urls]
+    places = [address_path(url) for url in urls]
     assert len(set(places)) == len(urls)
     for made in places:
         assert not made.is_absolute()
@@ -371,12 +371,12 @@ def test_a_fingerprint_is_of_names_sizes_and_times(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "circle").symlink_to(folder)
-    seen = {fingerprint(folder)}
+    seen = {file_state(folder)}
 
     def changed(change) -> bool:
         change()
         before = len(seen)
-        seen.add(fingerprint(folder))
+        seen.add(file_state(folder))
         return len(seen) > before
 
     assert changed(lambda: (folder / "cat/b.PNG").write_bytes(b"1"))
@@ -387,7 +387,7 @@ def test_a_fingerprint_is_of_names_sizes_and_times(tmp_path):
     assert changed(lambda: (folder / "dataset.json").write_text("{}"))
     assert not changed(lambda: (folder / ".hidden.png").write_bytes(b"1"))
     assert not changed(lambda: (folder / "cat/notes.txt").write_bytes(b"1"))
-    assert len({fingerprint(tmp_path / "none"), fingerprint(folder / "cat/c.png"), fingerprint(folder)}) == 3
+    assert len({file_state(tmp_path / "none"), file_state(folder / "cat/c.png"), file_state(folder)}) == 3
 
 
 def named(**entries) -> dict:

@@ -8,7 +8,8 @@ from test_solvers import unequal_path
 
 from anisodiff.data.image_sets import Images
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
-from anisodiff.grids.fixed import at_mean_levels, karras, levels
+from anisodiff.grids.fixed import at_mean_levels, karras
+from anisodiff.grids.levels import levels
 from anisodiff.metrics import geometry
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.solvers.registry import SOLVERS, solve

@@ -12,7 +12,8 @@ from anisodiff import models
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import StepCount
 from anisodiff.grids import gits
-from anisodiff.grids.fixed import Levels, karras, levels, uniform
+from anisodiff.grids.fixed import karras, uniform
+from anisodiff.grids.levels import Levels, levels
 from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.trajectories import record_trajectory

@@ -120,7 +120,7 @@ def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
 def test_a_folder_that_is_described_wrongly(tmp_path, described):
     folder = tmp_path / "images"
     write(folder, 1)
-    image_sets.about(folder).write_bytes(described if isinstance(described, bytes) else described.encode())
+    image_sets.metadata_file(folder).write_bytes(described if isinstance(described, bytes) else described.encode())
     with pytest.raises(StageError, match=r"images: .*run"):
         image_sets.load(folder)
 

@@ -11,7 +11,7 @@ from runs import DATASET
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids import fixed
-from anisodiff.grids.fixed import levels
+from anisodiff.grids.levels import Levels, levels
 from anisodiff.metrics import frechet
 from anisodiff.pixels import to_uint8
 from anisodiff.report import geometry_figures, geometry_table, plots
@@ -21,7 +21,7 @@ from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import euler
 from anisodiff.solvers.trajectories import record_trajectory
 from anisodiff.stages import measuring, sampling
-from anisodiff.stages.convergence import follow
+from anisodiff.stages.convergence import node_distances
 from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ METHOD = {
 @pytest.fixture(scope="module")
 def measured(start, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("geometry") / "edm.safetensors"
-    measuring.measure(DATASET, SETTINGS, start[2], start[0], start[1], file)
+    measuring.measure_geometry(DATASET, SETTINGS, start[2], start[0], start[1], file)
     return file
 
 
@@ -98,14 +98,14 @@ def test_a_mixture_needs_classes(start, tmp_path, monkeypatch):
     without = measuring.image_sets.Images(loaded.pixels, loaded.labels, 0)
     monkeypatch.setattr(measuring.image_sets, "load", lambda folder: without)
     with pytest.raises(StageError, match=r"has no classes for a mixture: leave it out"):
-        measuring.measure(DATASET, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
+        measuring.measure_geometry(DATASET, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
 
 
 @pytest.fixture(scope="module")
 def followed(start, tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("convergence")
     sampling.reference(start[2], FEATURES, None, folder / "reference.safetensors")
-    follow(
+    node_distances(
         DATASET, METHOD, 5, 50, 20, start[:2], FEATURES, folder / "reference.safetensors", folder / "convergence.csv"
     )
     found = pd.read_csv(folder / "convergence.csv")
@@ -136,7 +136,7 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     noise, labels = draw(range(50), network.shape, network.classes)
     # order 1 on the step to 0: that is the jump
     z = start_of(model, noise, cut, labels)
-    before = solve(model, z, fixed.Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].with_order(), labels)
+    before = solve(model, z, Levels(cut.nodes[:3], cut.inner[:2]), SOLVERS["ipndm"].with_order(), labels)
     clean = model.denoise(before, cut.nodes[2].square(), labels)
     statistics = frechet.FeatureStatistics(64)
     statistics.add(extract(to_uint8(path.to_pixels(clean))))

@@ -9,7 +9,8 @@ from test_path_gradient import mixture_over
 from test_solvers import SIDE, gaussian, measured_orders, unequal_path
 
 from anisodiff.errors import StageError
-from anisodiff.grids.fixed import Levels, VpTime, at, given, karras, log_snr, time_uniform, uniform
+from anisodiff.grids.fixed import VpTime, given, karras, log_snr, time_uniform, uniform
+from anisodiff.grids.levels import Levels, at
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces

@@ -118,7 +118,7 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     store = ResumeStore(tmp_path, "key")
     training = TrainingState({"layer": torch.nn.Linear(2, 2)}, {"layer": 1e-3})
     state = tmp_path / "key" / "step-000000001.safetensors"
-    checkpoints.save(state, training.tensors(), training.about() | {"version": "0.0.1+00000000"})
+    checkpoints.save(state, training.tensors(), training.metadata() | {"version": "0.0.1+00000000"})
     with pytest.raises(StageError, match=r"resume state of version 0\.0\.1\+00000000, this is .*: go on with that"):
         store.load(training)
     assert state.exists()

@@ -40,7 +40,9 @@ def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
     runs["level"] = settings | {"gradient": "level", "subspaces": "whole", "label_weights": "rank"}
     warps = {"warp": RUN | {"knots": 8, "steps": "per_nfe", "window": "uniform"}}
     output = tmp_path / "throughput.json"
-    throughput.measure(DATASET, 8, runs, warps, start[2], start[0], ("digits-cnn", FEATURES), output, Compute(), 0.1)
+    throughput.measure_throughput(
+        DATASET, 8, runs, warps, start[2], start[0], ("digits-cnn", FEATURES), output, Compute(), 0.1
+    )
     found = json.loads(output.read_text())
     speeds = found["training_images_per_second"]
     assert speeds["one"] == speeds["same"]

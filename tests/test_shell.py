@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anisodiff.data.download import place
+from anisodiff.data.download import address_path
 from anisodiff.errors import StageError
 from anisodiff.experiment.config import load_schema, resolve
 
@@ -102,9 +102,9 @@ def test_no_text_of_the_configuration_is_run(tmp_path):
     urls = {datasets[name][key]["url"] for name in datasets for key in ("base", "features")}
     assert values["--url"] == urls | {datasets["digits"]["reference"]["url"], datasets["other"]["images"]["url"]}
     assert values["--source"] == {
-        datasets["digits"]["images"]["url"], f"results/fetched/{place(datasets['other']['images']['url'])}"
+        datasets["digits"]["images"]["url"], f"results/fetched/{address_path(datasets['other']['images']['url'])}"
     }  # fmt: skip
-    assert values["--published"] == {f"results/fetched/{place(datasets['digits']['reference']['url'])}"}
+    assert values["--published"] == {f"results/fetched/{address_path(datasets['digits']['reference']['url'])}"}
     assert values["--mirror"] == {config["mirror"]}
     assert (values["--sha256"], values["--md5"]) == ({"0" * 64}, {"0" * 32})
 

@@ -9,7 +9,8 @@ from test_path_gradient import mixture_over
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import steps_for_nfe
-from anisodiff.grids.fixed import Levels, karras, uniform
+from anisodiff.grids.fixed import karras, uniform
+from anisodiff.grids.levels import Levels
 from anisodiff.models import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule

@@ -37,7 +37,7 @@ def scheme(url: str) -> str:
     return url.partition("://")[0].lower() if "://" in url else ""
 
 
-def place(url: str) -> Path:
+def address_path(url: str) -> Path:
     """Where a file belongs in a mirror: host and path of its address, or `local` and its path on this machine.
 
     An address that cannot be read off host and path (a query, `..`, a leading `/`, an escape, a very long name) has a
@@ -66,7 +66,7 @@ def place(url: str) -> Path:
 
 def is_pickle(url: str) -> bool:
     """Whether a network is one of EDM's pickles, by the name of its file."""
-    return place(url).suffix.lower() == ".pkl"
+    return address_path(url).suffix.lower() == ".pkl"
 
 
 def to_fetch(datasets: dict[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -89,7 +89,7 @@ def to_fetch(datasets: dict[str, Any]) -> dict[str, dict[str, str | None]]:
                 continue
             url = entry["url"]
             try:
-                parts = tuple(unicodedata.normalize("NFC", part).casefold() for part in place(url).parts)
+                parts = tuple(unicodedata.normalize("NFC", part).casefold() for part in address_path(url).parts)
             except StageError as error:
                 raise StageError(f"{key}.url: {error}") from error
             if (other := keys.setdefault(parts, (url, key)))[0] != url:
@@ -138,7 +138,7 @@ def on_this_machine(url: str) -> Path | None:
     return None if scheme(url) else Path(url)
 
 
-def fingerprint(path: Path) -> str:
+def file_state(path: Path) -> str:
     """Sixteen hex digits of the size and time of a file, or of the names, sizes and times of a folder's images.
 
     Args:
@@ -213,7 +213,7 @@ def fetch(
         sha256: hex digest the file must have.
         md5: hex digest the file must have, where only that is published.
         lock: JSON file of digests by url: enforced, and written at the first sight of a url that has none.
-        mirror: folder looked into before the network, laid out as `place` says.
+        mirror: folder looked into before the network, laid out as `address_path` says.
         offline: do not use the network.
         timeout: seconds without a byte after which a transfer counts as stalled.
         pause: seconds before the second attempt; doubled before every further one.
@@ -221,7 +221,7 @@ def fetch(
     Raises:
         StageError: it cannot be had, or its hash differs.
     """
-    where = place(url)
+    where = address_path(url)
     locked = _locked(lock).get(url)
     local = _local(url, mirror)
     if local is None:
@@ -280,7 +280,7 @@ def _local(url: str, mirror: Path | None) -> Path | None:
         case "package":
             candidates = _in_package(url)
         case "http" | "https":
-            candidates = [] if mirror is None else [mirror / place(url)]
+            candidates = [] if mirror is None else [mirror / address_path(url)]
         case _:
             path = on_this_machine(url)
             candidates = [] if path is None else [path]
@@ -389,7 +389,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
             raise _Unfinished("the server has no such range")
         if answer.status_code not in (200, 206):
             raise StageError(f"{url}: the server answers {answer.status_code} {answer.reason}: mend the url")
-        if answer.headers.get("Content-Type", "").startswith("text/html") and place(url).suffix != ".html":
+        if answer.headers.get("Content-Type", "").startswith("text/html") and address_path(url).suffix != ".html":
             raise StageError(f"{url}: the server sends a web page instead of the file: open the url in a browser")
         have = have if answer.status_code == 206 else 0
         length = answer.headers.get("Content-Length")

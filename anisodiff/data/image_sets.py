@@ -102,7 +102,7 @@ def load(folder: Path | str) -> Images:
     """
     folder = Path(folder)
     try:
-        described = json.loads(about(folder).read_text())
+        described = json.loads(metadata_file(folder).read_text())
         for name, expected in zip(ARRAYS, described["sha256"], strict=True):
             _check(folder, name, expected)
         pixels = torch.from_numpy(np.load(folder / "pixels.npy", mmap_mode="c"))  # copy-on-write: never written to
@@ -127,7 +127,7 @@ def _check(folder: Path, name: str, expected: str) -> None:
             write_text(stamp, looks)
 
 
-def about(folder: Path | str) -> Path:
+def metadata_file(folder: Path | str) -> Path:
     """The file that stands for the folder in keys and provenance: it holds the hashes of the arrays."""
     return Path(folder) / "about.json"
 
@@ -170,7 +170,7 @@ def writing(
             raise StageError(f"{folder}: the place it was made in is gone: run again, and in one process at a time")
         np.save(made / "labels.npy", np.asarray(described.pop("labels"), dtype=np.int64))
         described |= {"images": count, "shape": shape, "sha256": [digest(made / f"{each}.npy") for each in ARRAYS]}
-        about(made).write_text(json.dumps(described, indent=1) + "\n")
+        metadata_file(made).write_text(json.dumps(described, indent=1) + "\n")
         _put(made, folder, place / "old")
     finally:
         shutil.rmtree(place, ignore_errors=True)

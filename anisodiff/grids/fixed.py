@@ -1,84 +1,22 @@
-"""Grids: the levels (standard deviations) at which a solver evaluates a path."""
+"""Grids in closed form, from sigma_min and sigma_max or from a path's own time."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.errors import StageError
+from anisodiff.grids.levels import Levels, at, levels
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import LogLinear, karras_sigmas
 
 
-@dataclass(frozen=True)
-class Levels:
-    """Standard deviations in each subspace, falling: in every step in some subspace, and rising in none.
-
-    A last node of 0, in all subspaces, means one plain Euler step.
-
-    Attributes:
-        nodes: where steps begin and end, `[N, B or 1, J]`; before `for_labels`, the middle axis is that of the classes.
-        inner: evaluation point of each step for solvers that take one between the nodes, `[N-1, B or 1, J]`; not
-            used on a step to 0.
-    """
-
-    nodes: Float[Tensor, "n b j"]
-    inner: Float[Tensor, "m b j"]
-
-    def __post_init__(self) -> None:
-        if len(self.nodes) < 2 or len(self.inner) != len(self.nodes) - 1:
-            raise StageError(
-                f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes"
-            )
-        change = self.nodes.diff(dim=0)
-        if (wrong := ~(change <= 0)).any():  # NaN too
-            k, _, j = wrong.nonzero()[0].tolist()
-            raise StageError(f"grid: levels must fall: step {k} of subspace {j} rises: check the path and the grid")
-        if (still := (change == 0).all(2)).any():
-            k = int(still.nonzero()[0, 0])
-            raise StageError(f"grid: levels must fall: in step {k} no subspace does: check the path and the grid")
-        if (self.nodes[:-1] <= 0).any() or (self.nodes[-1] < 0).any() or len((self.nodes[-1] == 0).unique()) > 1:
-            raise StageError("grid: levels must be above 0, but for a last one of 0 in all subspaces: check the grid")
-
-    def for_labels(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
-        """Each image's levels, by its one-hot label, from levels of every class."""
-        if self.nodes.shape[1] == 1:
-            return self
-        if labels is None:
-            raise StageError(
-                "grid: has levels for each class, but the images have no labels: use a network with classes"
-            )
-        index = labels.argmax(1).to(self.nodes.device)
-        return Levels(self.nodes[:, index], self.inner[:, index])
-
-    def to(self, device: torch.device | str) -> "Levels":
-        """The same on a device."""
-        return Levels(self.nodes.to(device), self.inner.to(device))
-
-    @property
-    def steps(self) -> int:
-        return len(self.nodes) - 1
-
-    def ends_at_zero(self, k: int) -> bool:
-        """Whether step k ends at 0."""
-        return k + 1 == self.steps and bool((self.nodes[-1] == 0).all())
-
-
-def levels(nodes: Tensor, inner: Tensor, append_zero: bool) -> Levels:
-    """Levels as they are, or going on to 0 from the last node."""
-    if not append_zero:
-        return Levels(nodes, inner)
-    zero = torch.zeros_like(nodes[:1])
-    return Levels(torch.cat([nodes, zero]), torch.cat([inner, zero]))
-
-
-def _spread(points: int, subspaces: int, append_zero: bool, at: Callable[[Tensor], Tensor]) -> Levels:
-    """Levels `at` shares from 1 (first node) to 0 (last), the same in every subspace; inner points half-way."""
+def _spread(points: int, subspaces: int, append_zero: bool, sigma_at: Callable[[Tensor], Tensor]) -> Levels:
+    """Levels `sigma_at` shares from 1 (first node) to 0 (last), the same in every subspace; inner points half-way."""
     share = torch.linspace(1, 0, 2 * points - 1, dtype=torch.float64)
-    sigmas = at(share).to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
+    sigmas = sigma_at(share).to(torch.float64)[:, None, None].expand(-1, 1, subspaces)
     return levels(sigmas[::2], sigmas[1::2], append_zero)
 
 
@@ -156,11 +94,6 @@ class VpTime:
         least, spread = self.betas
         sigma = self.sigma(time)
         return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
-
-
-def at(nodes: Float[Tensor, "n b j"], append_zero: bool = False) -> Levels:
-    """Levels at these nodes; inner points at geometric means."""
-    return levels(nodes, (nodes[1:] * nodes[:-1]).sqrt(), append_zero)
 
 
 def given(nodes: Sequence[float], subspaces: int) -> Levels:

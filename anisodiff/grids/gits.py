@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.grids.fixed import Levels, at
+from anisodiff.grids.levels import Levels, at
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory

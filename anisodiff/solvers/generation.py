@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels
 from anisodiff.pixels import to_uint8
 from anisodiff.solvers.registry import Step, solve
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anisodiff.grids.fixed import Levels, VpTime
+from anisodiff.grids.fixed import VpTime
+from anisodiff.grids.levels import Levels
 from anisodiff.solvers.singlestep import UNEVEN, ProbabilityFlow, State, euler
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels
 from anisodiff.solvers.costs import EVALUATIONS, ORDERS
 from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step, dpm2, euler, heun, midpoint

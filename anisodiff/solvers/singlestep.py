@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels
 
 UNEVEN = 3.0  # a subspace goes unevenly where its slopes against the mean level differ by more
 

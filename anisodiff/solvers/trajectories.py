@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels
 from anisodiff.solvers.generation import start
 from anisodiff.solvers.registry import solve
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step

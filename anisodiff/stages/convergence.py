@@ -14,7 +14,7 @@ from anisodiff.solvers.generation import batches, finished
 from anisodiff.storage.files import version, write_text
 
 
-def follow(
+def node_distances(
     dataset: dict[str, Any],
     method: dict[str, Any],
     nfe: int,

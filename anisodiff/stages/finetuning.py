@@ -15,7 +15,7 @@ from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import digest, key_of, provenance
+from anisodiff.storage.files import digest, fingerprint, provenance
 from anisodiff.training import parallel
 from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
 from anisodiff.training.loop import ResumeStore, run
@@ -40,7 +40,7 @@ def pretrain(
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
     network = build(label_dim=batches.images.classes if dataset["labels"] else 0, **image, **settings["network"])
     path = edm_path(size)
-    _train_network(dataset, settings, network, path, batches, [image_sets.about(images)], output, None, compute)
+    _train_network(dataset, settings, network, path, batches, [image_sets.metadata_file(images)], output, None, compute)
 
 
 def finetune(
@@ -77,7 +77,7 @@ def finetune(
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
     subspaces = subspaces_of(settings["subspaces"], network.shape[-1], basis)
     path = split_path(start, subspaces, settings["label_weights"], classes)
-    inputs = [image_sets.about(images), start_network, start_path, *([] if basis is None else [basis])]
+    inputs = [image_sets.metadata_file(images), start_network, start_path, *([] if basis is None else [basis])]
     _train_network(dataset, settings, network, path, batches, inputs, output, output_path, compute, about, path_about)
 
 
@@ -107,7 +107,7 @@ def _train_network(
             since_base["device_seconds"] = abouts[0].get("device_seconds", 0.0) + spent
         about = provenance({"dataset": dataset, "run": settings, "compute": asdict(compute)}, list(abouts))
         about |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
-        about |= {"stopped_early": training.stopped_early, "made_on": compute.made_on()}
+        about |= {"stopped_early": training.stopped_early, "made_on": compute.environment()}
         if output_path is not None:
             learned = training.ema.get("path", path.schedule)
             checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **about)
@@ -125,7 +125,7 @@ def _drive(
     finish: Callable[[], None],
 ) -> None:
     """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
-    key = key_of(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
+    key = fingerprint(settings | {"dtype": compute.dtype}, [digest(each) for each in inputs])
     store = ResumeStore(output.parent / ".state" / output.stem, key)
     with store.locked():
         store.load(work.training)
@@ -160,9 +160,9 @@ def learn_warp(
     def finish() -> None:
         made = provenance({"dataset": dataset, "warp": settings, "compute": asdict(compute)}, [about, path_about])
         seconds = work.training.seconds
-        made |= {"seconds": seconds, "processes": parallel.size(), "made_on": compute.made_on()}
+        made |= {"seconds": seconds, "processes": parallel.size(), "made_on": compute.environment()}
         made |= {"device_seconds": seconds * parallel.size()}
         checkpoints.save_warp(output, work.training.ema["warp"], **made)
 
-    inputs = [image_sets.about(images), network_file, path_file]
+    inputs = [image_sets.metadata_file(images), network_file, path_file]
     _drive(work, settings, inputs, output, compute, finish)

@@ -16,7 +16,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
 from anisodiff.grids import fixed
-from anisodiff.grids.fixed import Levels
+from anisodiff.grids.levels import Levels
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
 from anisodiff.models import read_denoiser
@@ -63,7 +63,7 @@ class _Run:
         return replace(self, noise=self.noise[: self.shown].to(torch.float64), labels=labels)
 
 
-def measure(
+def measure_geometry(
     dataset: dict[str, Any],
     settings: dict[str, Any],
     images: Path,
@@ -112,7 +112,7 @@ def measure(
     if "gaussian" in models:
         tensors |= _residuals(models["gaussian"], trajectories["gaussian"])
     made = provenance({"dataset": dataset, "geometry": settings}, abouts)
-    made |= {"geometry": True, "summary": summary, "made_on": compute.made_on()}
+    made |= {"geometry": True, "summary": summary, "made_on": compute.environment()}
     stored = {key: value.to(torch.float32) for key, value in tensors.items()}
     checkpoints.save(output, stored, made | {"device_seconds": round(time.monotonic() - began, 1)})
 

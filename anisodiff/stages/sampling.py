@@ -18,7 +18,7 @@ from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.models import Sampler
 from anisodiff.solvers.generation import generate
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import digest, key_of, provenance, write_text
+from anisodiff.storage.files import digest, fingerprint, provenance, write_text
 
 PREVIEW = 64  # images of a range that are kept to look at
 
@@ -67,11 +67,11 @@ def sample(
         inputs = [*files[:2], *([] if grid_file is None else [grid_file]), features[1]]
         settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
         settings["dtype"] = compute.dtype
-        key = key_of(settings, [digests[file] for file in inputs])
+        key = fingerprint(settings, [digests[file] for file in inputs])
         cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
         zipped = cell.with_suffix(".zip") if keep_images else None
         if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
-            made = {"key": key, "made_on": compute.made_on(), "device_seconds": sampler.training_seconds(grid_file)}
+            made = {"key": key, "made_on": compute.environment(), "device_seconds": sampler.training_seconds(grid_file)}
             _make_cell(
                 sampler, sampler.levels(nfe, grid_file), extract, seed_list, batch, cell, zipped, settings, made, bar
             )
@@ -143,13 +143,13 @@ def reference(
         compute: where.
     """
     compute.begin()
-    described = {"features": features[0], "images": json.loads(image_sets.about(images).read_text())}
+    described = {"features": features[0], "images": json.loads(image_sets.metadata_file(images).read_text())}
     if published is not None:
         gaussian, described["published"] = load_reference(published, features[0]), published.name
     else:
         gaussian = statistics_of(images, features, compute).gaussian
     preview = image_sets.load(images).pixels[:PREVIEW]
-    about = provenance(described) | {"features": features[0], "made_on": compute.made_on()}
+    about = provenance(described) | {"features": features[0], "made_on": compute.environment()}
     checkpoints.save(output, gaussian.tensors() | {"preview": preview}, about)
 
 
@@ -218,5 +218,5 @@ def trajectory(
         "levels": recorded.levels.nodes[:, 0],
     }
     checkpoints.save(
-        output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.made_on()}
+        output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.environment()}
     )

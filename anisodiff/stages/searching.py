@@ -60,6 +60,6 @@ def search_levels(
         tensors |= {f"{kind}-{steps}": torch.tensor(way) for steps, way in ways.items()}
     parts = dict(zip(("trajectories", "costs", "programming", "analytic step"), found.seconds, strict=True))
     made = provenance({"dataset": dataset, "search": settings}, abouts)
-    made |= {"search": True, "parts": parts, "made_on": compute.made_on()}
+    made |= {"search": True, "parts": parts, "made_on": compute.environment()}
     checkpoints.save(output, tensors, made | {"device_seconds": round(time.monotonic() - began, 1)})
     print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in parts.items()))

@@ -25,7 +25,7 @@ COSTS = ("loss", "gradient", "share", "probes", "batch", "micro_batch")  # what 
 WARM_UP = 2
 
 
-def measure(
+def measure_throughput(
     dataset: dict[str, Any],
     batch: int,
     runs: dict[str, dict[str, Any]],
@@ -61,7 +61,7 @@ def measure(
         "shape": list(loaded.shape),
         "network_bytes": Path(network_file).stat().st_size,
     }
-    placed, path = compute.place(copy.deepcopy(network)), edm_path(size).to(compute.device)
+    placed, path = compute.prepare(copy.deepcopy(network)), edm_path(size).to(compute.device)
     denoiser = Denoiser(placed, path, dataset["sigma_data"], compute.body)
     x = torch.randn((batch, *network.shape), generator=torch.Generator().manual_seed(0)).to(compute.device)
     g = torch.ones(batch, 1, dtype=torch.float64, device=compute.device)
@@ -96,7 +96,7 @@ def measure(
         long = settings | {"kimg": 1e6, "steps": steps}
         work = warp_work(dataset, long, copy.deepcopy(network), edm_path(size), batches, compute)
         found["warp_images_per_second"][name] = images_per_second(work)
-    made = {"made_on": compute.made_on(), **provenance({"dataset": dataset, "batch": batch}, [about])}
+    made = {"made_on": compute.environment(), **provenance({"dataset": dataset, "batch": batch}, [about])}
     write_text(output, json.dumps(found | made, indent=1) + "\n")
 
 

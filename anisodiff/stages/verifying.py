@@ -98,7 +98,7 @@ def _contents(path: Path, made_by: dict[tuple[str, ...], list[Path]]) -> Iterato
             versions = about.get("versions", [about["version"]] if "version" in about else [])
             if "fetched" not in path.parts:  # made elsewhere
                 made_by.setdefault(tuple(versions), []).append(path)
-        elif path == image_sets.about(path.parent) and path.with_name("pixels.npy").exists():
+        elif path == image_sets.metadata_file(path.parent) and path.with_name("pixels.npy").exists():
             held = [digest(path.with_name(f"{name}.npy")) for name in image_sets.ARRAYS]
             if json.loads(path.read_text())["sha256"] != held:
                 yield "damaged", f"{path.parent}: damaged: its images are not what was written: delete it and run again"

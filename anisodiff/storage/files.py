@@ -46,7 +46,7 @@ def digest(path: Path | str, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def key_of(settings: Any, inputs: list[str]) -> str:
+def fingerprint(settings: Any, inputs: list[str]) -> str:
     """Sixteen hex digits that name a piece of work: its settings and the digests of its inputs."""
     named = {"settings": settings, "inputs": inputs}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]

@@ -99,7 +99,7 @@ def network_work(
     """
     schedule = schedule_of(settings)
     network.train().requires_grad_(True)
-    network, path = compute.place(network), path.to(compute.device)
+    network, path = compute.prepare(network), path.to(compute.device)
     learns_path = settings["loss"] == "tlsm"
     modules = {"network": network} | ({"path": path.schedule} if learns_path else {})
     rates = {"network": settings["learning_rate"]} | ({"path": settings["path_learning_rate"]} if learns_path else {})
@@ -191,7 +191,7 @@ def warp_work(
         compute: where, and in which precision.
     """
     path = path.to(compute.device).requires_grad_(False)
-    denoiser = Denoiser(compute.place(network), path, dataset["sigma_data"], compute.body)
+    denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
     warp = Warp(path, knots=settings["knots"]).to(compute.device)
     schedule = schedule_of(settings)
     shape = (schedule.piece, *batches.images.shape)

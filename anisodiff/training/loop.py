@@ -169,7 +169,7 @@ class TrainingState:
         self.heldout, self.losses = [tuple(each) for each in about["heldout"]], about["losses"]
         self.seconds = about["seconds"]
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
             "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "losses": self.losses,
             "seconds": self.seconds,
@@ -291,7 +291,7 @@ class ResumeStore:
 
     def save(self, training: TrainingState) -> None:
         state = self.folder / f"step-{training.step:09d}.safetensors"
-        checkpoints.save(state, training.tensors(), training.about() | {"version": version()})
+        checkpoints.save(state, training.tensors(), training.metadata() | {"version": version()})
         states = self._states()
         kept = [each for each in states if each <= state][-2:]  # a later one is damaged: `load` has passed it over
         for other in set(states).difference(kept):

@@ -15,7 +15,7 @@ from anisodiff.experiment.budgets import budgets, grid_nfe, strip_methods
 from anisodiff.experiment.config import basis_of, load_schema, resolve
 from anisodiff.experiment.config_text import check_text
 from anisodiff.data.sources import BUILT_IN
-from anisodiff.data.download import fingerprint, is_pickle, on_this_machine, place, scheme, to_fetch
+from anisodiff.data.download import file_state, is_pickle, on_this_machine, address_path, scheme, to_fetch
 from anisodiff.errors import StageError
 from anisodiff.storage.files import write_text
 
@@ -91,17 +91,17 @@ def section(name, key, without=()):
 
 def fetched(url):
     """Where a published file is put: by host and path, so that data sets share it."""
-    return f"results/fetched/{place(url)}"
+    return f"results/fetched/{address_path(url)}"
 
 
 FETCHED = {fetched(url): {"url": url} | hashes for url, hashes in to_fetch(DATASETS).items()}
 
 
 def state_of(url):
-    """A fingerprint of a file or a folder of the user's own, so that another one in its place is read anew. Jobs of their
+    """A file_state of a file or a folder of the user's own, so that another one in its place is read anew. Jobs of their
     own, which take it as it is, do without."""
     path = on_this_machine(url)
-    return fingerprint(path) if workflow.is_main_process and path is not None and url not in BUILT_IN else ""
+    return file_state(path) if workflow.is_main_process and path is not None and url not in BUILT_IN else ""
 
 
 def images_url(wildcards):
