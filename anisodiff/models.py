@@ -1,91 +1,83 @@
-"""Models from files: a network over a path, and a method's grid and solver beside them."""
+"""Models for people: `load` one from its files, take its `levels`, `sample` images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anisodiff.compute import Compute
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import StepCount, steps_for_nfe
-from anisodiff.experiment.config import basis_of
-from anisodiff.grids import fixed
-from anisodiff.grids.levels import Levels, at
-from anisodiff.networks.unets import RawNetwork
-from anisodiff.paths.noise_path import NoisePath, Warp, edm_path
-from anisodiff.paths.principal import PcaSubspaces
-from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.solvers.generation import draw_for
-from anisodiff.solvers.registry import SOLVERS
-from anisodiff.solvers.singlestep import Step
-from anisodiff.solvers.trajectories import Trajectory, record_trajectory
+from anisodiff.grids.levels import Levels
+from anisodiff.methods import levels_of, own_sigma_data
+from anisodiff.paths.noise_path import NoisePath, edm_path
+from anisodiff.solvers.generation import batches, draw, start
+from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.storage import checkpoints
 
-LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # EDM's, of the grids that are not in a path's own time
 
 
-def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str, Any], name: Path | str) -> None:
-    """Refuse a network that was trained for other data than those it is used for.
+@dataclass(frozen=True)
+class Model:
+    """A network over a noise path.
+
+    Attributes:
+        denoiser: D, score and flow.
+        learned: the path is one of its own, not EDM's.
+        device: where it computes.
+        metadata: header of the network's file: settings, versions, training.
+    """
+
+    denoiser: Denoiser
+    learned: bool
+    device: str
+    metadata: dict[str, Any]
+
+    @property
+    def path(self) -> NoisePath:
+        return self.denoiser.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of the images."""
+        return self.denoiser.network.shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 of an unconditional network."""
+        return self.denoiser.network.classes
+
+
+def load(source: Path | str, path: Path | str | None = None, device: str = "cpu") -> Model:
+    """Load a model from a run's folder, or from the file of a network.
 
     Args:
-        network: the network.
-        about: header of its file.
-        dataset: settings of the dataset: sigma_data, labels.
-        name: of the network, for the message.
+        source: folder of a run (`results/digits/runs/ani`), or safetensors file of a network.
+        path: safetensors file of a noise path; None takes the run's own, or EDM's for the file of a network.
+        device: as torch names it.
 
     Raises:
-        StageError: the network has another sigma_data, or does not say which; it has classes and the dataset no labels,
-            or the reverse.
+        StageError: there is no such file, or it is damaged or of another kind, or network and path do not fit.
     """
-    own = _own_sigma_data(about, name)
-    if own != dataset["sigma_data"]:
-        raise StageError(
-            f"{name}: is for data of sigma_data {own:g}, the dataset's is {dataset['sigma_data']:g}: "
-            f"set sigma_data to {own:g}, or take another checkpoint"
-        )
-    if bool(network.classes) != dataset["labels"]:
-        has = f"has {network.classes} classes" if network.classes else "has no classes"
-        raise StageError(
-            f"{name}: {has}, the dataset says labels: {str(dataset['labels']).lower()}: "
-            f"set labels to {str(bool(network.classes)).lower()}, or take another checkpoint"
-        )
-
-
-def _own_sigma_data(about: dict[str, Any], name: Path | str) -> float:
-    found = checkpoints.sigma_data_of(about)
-    if found is None:
-        raise StageError(f"{name}: does not say its sigma_data: convert it or train it again")
-    return found
-
-
-def read_denoiser(
-    network_file: Path, path_file: Path, dataset: dict[str, Any], compute: Compute
-) -> tuple[Denoiser, list[dict[str, Any]]]:
-    """The denoiser of a network over a path, where a stage computes, and the headers of the two files.
-
-    Args:
-        network_file: the network.
-        path_file: the path.
-        dataset: settings of the dataset that it is used for.
-        compute: where, and in which precision.
-
-    Raises:
-        StageError: the network is for images of another size, or for other data (see `check_dataset`).
-    """
-    network, about = checkpoints.load_network(network_file)
-    path, path_about = checkpoints.load_path(path_file)
-    if path.subspaces.size != network.shape[-1]:
-        raise StageError(
-            f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
-            "set the dataset's resolution, or take another checkpoint"
-        )
-    check_dataset(network, about, dataset, network_file)
-    denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
-    return denoiser.to(compute.device), [about, path_about]
+    source = Path(source)
+    network_file = source / "network.safetensors" if source.is_dir() else source
+    if path is None and source.is_dir():
+        path = source / "path.safetensors"
+    network, metadata = checkpoints.load_network(network_file)
+    side = network.shape[-1]
+    noise_path = edm_path(side, SIGMA_MIN, SIGMA_MAX) if path is None else checkpoints.load_path(path)[0]
+    if noise_path.subspaces.size != side:
+        raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
+    denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
+    return Model(denoiser.to(device).eval().requires_grad_(False), path is not None, device, metadata)
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
-    """The denoiser `D(x, sigma, labels=None)` of a network file, with the sigma_data that the network was trained with.
+    """Load the denoiser `D(x, sigma, labels=None)` of a network, with the sigma_data that it was trained with.
 
     Args:
         path: safetensors file of a network, as `anisodiff convert` and the training stages write it.
@@ -94,132 +86,69 @@ def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
     Raises:
         StageError: there is no such file, or it holds no network, or it does not say its sigma_data.
     """
-    network, about = checkpoints.load_network(path)
-    return Denoiser(network, edm_path(network.shape[-1]), _own_sigma_data(about, path)).to(device).eval()
+    return load(path, device=device).denoiser
 
 
-def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
-    """A partition of the DCT basis, or the principal subspaces of a file."""
-    if basis_of(kind) is None:
-        return Subspaces(partition(size, kind))
-    if basis is None:
-        raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
-    return checkpoints.load_basis(basis)[0]
-
-
-def levels_of(
-    method: dict[str, Any],
-    nfe: int,
-    dataset: dict[str, Any],
-    path: NoisePath,
-    warp: Warp | None = None,
-    search: Path | None = None,
-) -> Levels:
-    """The levels on which a method spends its budget.
+def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = None) -> Levels:
+    """Levels on which a solver makes exactly `nfe` evaluations an image.
 
     Args:
-        method: its settings (grid, solver, ...).
-        nfe: the budget of denoiser evaluations an image.
-        dataset: sigma_min and sigma_max of the Karras grid.
-        path: the method's path.
-        warp: for the grid "warped".
-        search: file of the stage `search`, for the grid "searched".
+        model: from `load`.
+        nfe: evaluations of the denoiser.
+        solver: one of `SOLVERS`.
+        grid: "karras" (EDM's), "log-snr", "time-uniform", or "uniform" in the path's own time; None is "uniform" for a
+            path of the model's own and "karras" for EDM's.
 
     Raises:
-        StageError: the solver cannot spend exactly this budget on this grid.
+        StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
     """
-    budget = steps_for_nfe(nfe, method)
-    size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
-    match method["grid"]:
-        case "karras":
-            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.append_zero)
-        case "log-snr":
-            return fixed.log_snr(budget.points, size, smallest, largest, budget.append_zero)
-        case "time-uniform":
-            rho = method["rho"] or 1.0
-            return fixed.time_uniform(budget.points, size, smallest, largest, budget.append_zero, rho)
-        case "searched":
-            return found_levels(search, budget, method["afs"])
-        case "given":
-            return fixed.given(method["levels"][str(nfe)], size)
-        case _:
-            last = (method["last_level"] or LAST_LEVEL) if budget.append_zero else None
-            return fixed.uniform(path, budget.points, warp, budget.append_zero, last)
+    _check_solver(solver)
+    grids = ("karras", "log-snr", "time-uniform", "uniform")
+    if grid is not None and grid not in grids:
+        raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
+    method = {
+        "solver": solver, "grid": grid or ("uniform" if model.learned else "karras"), "order": None, "afs": False,
+        "to_zero": None, "rho": None, "last_level": None,
+    }  # fmt: skip
+    return levels_of(method, nfe, {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}, model.path)
 
 
-def found_levels(file: Path, budget: StepCount, analytic: bool) -> Levels:
-    """The levels that a search found for a budget.
+def sample(
+    model: Model,
+    nfe: int = 9,
+    solver: str = "midpoint",
+    seeds: Iterable[int] = range(16),
+    grid: str | Levels | None = None,
+    batch: int = 64,
+) -> Float[Tensor, "n c h w"]:
+    """Draw images, one a seed: noise, class and image depend on the seed alone.
 
     Args:
-        file: of the stage `search`.
-        budget: how many nodes above 0, and whether a step to 0 follows.
-        analytic: the first step is analytic.
+        model: from `load`.
+        nfe: evaluations of the denoiser an image.
+        solver: one of `SOLVERS`.
+        seeds: of the images.
+        grid: see `levels`; or levels of your own, which then say how many evaluations there are.
+        batch: images at a time.
+
+    Returns:
+        images in [-1, 1], on the CPU.
 
     Raises:
-        StageError: the search has no such number of steps.
+        StageError: see `levels`.
     """
-    tensors, about = checkpoints.read(file)
-    if not about.get("search"):
-        raise StageError(f"{file}: holds no search: give the file of a search")
-    name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
-    if name not in tensors:
-        raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    return at(tensors["nodes"][tensors[name]], budget.append_zero)
+    _check_solver(solver)
+    grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
+    step, images = SOLVERS[solver].with_order(), []
+    for chosen, padded in batches(list(seeds), batch):
+        noise, labels = draw(padded, model.shape, model.classes)
+        labels = None if labels is None else labels.to(model.device)
+        own = grid.for_labels(labels)
+        z = solve(model.denoiser, start(model.denoiser, noise.to(model.device), own, labels), own, step, labels)
+        images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
+    return torch.cat(images) if images else torch.empty((0, *model.shape))
 
 
-class Sampler:
-    """A method's network, path and warps, read from their files.
-
-    Args:
-        dataset: settings of the dataset.
-        method: settings of the method.
-        files: network, path, then a search or one warp for every budget, or one of either for all, or none.
-        compute: where, and in which precision.
-    """
-
-    def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
-        self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
-        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset, compute)
-        self.path = self.denoiser.path
-
-    @property
-    def step(self) -> Step:
-        return SOLVERS[self.method["solver"]].with_order(self.method["order"])
-
-    @property
-    def options(self) -> dict[str, bool]:
-        """Of `solve`."""
-        return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.denoiser.network.shape
-
-    @property
-    def classes(self) -> int:
-        return self.denoiser.network.classes if self.dataset["labels"] else 0
-
-    def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
-        """The warp or search that a budget's grid comes from."""
-        files = self.files[2:]
-        if (self.method["grid"] in ("warped", "searched")) != bool(files) or len(files) not in (0, 1, len(nfes)):
-            raise StageError(
-                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
-            )
-        return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
-
-    def training_seconds(self, grid_file: Path | None) -> float:
-        """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
-        made = max(about.get("device_seconds", 0.0) for about in self.abouts)
-        return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
-
-    def levels(self, nfe: int, grid_file: Path | None) -> Levels:
-        warped = self.method["grid"] == "warped"
-        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
-        return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
-
-    def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
-        """Images of these seeds at every node of a grid."""
-        noise, labels = draw_for(self.denoiser, seeds, self.dataset["labels"], self.device)
-        own = levels.for_labels(labels)
-        return record_trajectory(self.denoiser, noise, own, labels, self.step, **self.options)
+def _check_solver(name: str) -> None:
+    if name not in SOLVERS:
+        raise StageError(f"solver: {name!r} is unknown: use one of {', '.join(SOLVERS)}")

@@ -14,7 +14,7 @@ from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import karras
-from anisodiff.models import read_denoiser
+from anisodiff.methods import read_denoiser
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss
 from anisodiff.objectives.path_gradient import flow_derivative

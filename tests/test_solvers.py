@@ -11,7 +11,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import steps_for_nfe
 from anisodiff.grids.fixed import karras, uniform
 from anisodiff.grids.levels import Levels
-from anisodiff.models import levels_of
+from anisodiff.methods import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces, partition

@@ -18,7 +18,7 @@ from runs import DATASET, ROOT, RUN, command, weights
 from anisodiff.compute import CPU
 from anisodiff.errors import StageError
 from anisodiff.experiment.config import load_schema, resolve
-from anisodiff.models import read_denoiser
+from anisodiff.methods import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
 from anisodiff.training.jobs import BatchSampler, _heldout_guard, schedule_of

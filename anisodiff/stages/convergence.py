@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from anisodiff.compute import CPU, Compute
+from anisodiff.methods import Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference
-from anisodiff.models import Sampler
 from anisodiff.solvers.generation import batches, finished
 from anisodiff.storage.files import version, write_text
 

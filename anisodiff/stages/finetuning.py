@@ -10,7 +10,7 @@ import torch
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
 from anisodiff.errors import StageError
-from anisodiff.models import check_dataset, subspaces_of
+from anisodiff.methods import check_dataset, subspaces_of
 from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.paths.splitting import split_path

@@ -9,7 +9,7 @@ from torch import Tensor
 from anisodiff.data import image_sets
 from anisodiff.data.principal_components import principal_subspaces
 from anisodiff.errors import StageError
-from anisodiff.models import subspaces_of
+from anisodiff.methods import subspaces_of
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve

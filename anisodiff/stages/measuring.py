@@ -17,9 +17,9 @@ from anisodiff.errors import StageError
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
 from anisodiff.grids import fixed
 from anisodiff.grids.levels import Levels
+from anisodiff.methods import read_denoiser
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
-from anisodiff.models import read_denoiser
 from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.registry import solve
 from anisodiff.solvers.singlestep import euler

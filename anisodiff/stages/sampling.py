@@ -13,9 +13,9 @@ import torch
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets, sources
 from anisodiff.errors import StageError
+from anisodiff.methods import Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
-from anisodiff.models import Sampler
 from anisodiff.solvers.generation import generate
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, fingerprint, provenance, write_text

@@ -8,7 +8,7 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.grids import fixed, gits
-from anisodiff.models import read_denoiser
+from anisodiff.methods import read_denoiser
 from anisodiff.solvers.generation import draw_for
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints

@@ -13,8 +13,8 @@ from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.experiment.config import basis_of
+from anisodiff.methods import check_dataset, subspaces_of
 from anisodiff.metrics import frechet
-from anisodiff.models import check_dataset, subspaces_of
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
