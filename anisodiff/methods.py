@@ -30,11 +30,11 @@ def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str,
     Args:
         network: the network.
         about: header of its file.
-        dataset: settings of the dataset: sigma_data, labels.
+        dataset: settings of the dataset: sigma_data, class_conditional.
         name: of the network, for the message.
 
     Raises:
-        StageError: the network has another sigma_data, or does not say which; it has classes and the dataset no labels,
+        StageError: the network has another sigma_data, or does not say which; it has classes and the dataset is not,
             or the reverse.
     """
     own = own_sigma_data(about, name)
@@ -43,11 +43,11 @@ def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str,
             f"{name}: is for data of sigma_data {own:g}, the dataset's is {dataset['sigma_data']:g}: "
             f"set sigma_data to {own:g}, or take another checkpoint"
         )
-    if bool(network.classes) != dataset["labels"]:
+    if bool(network.classes) != dataset["class_conditional"]:
         has = f"has {network.classes} classes" if network.classes else "has no classes"
         raise StageError(
-            f"{name}: {has}, the dataset says labels: {str(dataset['labels']).lower()}: "
-            f"set labels to {str(bool(network.classes)).lower()}, or take another checkpoint"
+            f"{name}: {has}, the dataset says class_conditional: {str(dataset['class_conditional']).lower()}: "
+            f"set class_conditional to {str(bool(network.classes)).lower()}, or take another checkpoint"
         )
 
 
@@ -126,7 +126,7 @@ def levels_of(
             return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.append_zero)
         case "log-snr":
             return fixed.log_snr(budget.points, size, smallest, largest, budget.append_zero)
-        case "time-uniform":
+        case "vp-time":
             rho = method["rho"] or 1.0
             return fixed.time_uniform(budget.points, size, smallest, largest, budget.append_zero, rho)
         case "searched":
@@ -188,7 +188,7 @@ class Sampler:
 
     @property
     def classes(self) -> int:
-        return self.denoiser.network.classes if self.dataset["labels"] else 0
+        return self.denoiser.network.classes if self.dataset["class_conditional"] else 0
 
     def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
         """The warp or search that a budget's grid comes from."""
@@ -211,6 +211,6 @@ class Sampler:
 
     def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
         """Images of these seeds at every node of a grid."""
-        noise, labels = draw_for(self.denoiser, seeds, self.dataset["labels"], self.device)
+        noise, labels = draw_for(self.denoiser, seeds, self.dataset["class_conditional"], self.device)
         own = levels.for_labels(labels)
         return record_trajectory(self.denoiser, noise, own, labels, self.step, **self.options)

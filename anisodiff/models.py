@@ -96,19 +96,19 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         model: from `load`.
         nfe: evaluations of the denoiser.
         solver: one of `SOLVERS`.
-        grid: "karras" (EDM's), "log-snr", "time-uniform", or "uniform" in the path's own time; None is "uniform" for a
-            path of the model's own and "karras" for EDM's.
+        grid: "karras" (EDM's), "log-snr", "vp-time", or "path-time" in the path's own time; None is "path-time"
+            for a path of the model's own and "karras" for EDM's.
 
     Raises:
         StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
     """
     _check_solver(solver)
-    grids = ("karras", "log-snr", "time-uniform", "uniform")
+    grids = ("karras", "log-snr", "vp-time", "path-time")
     if grid is not None and grid not in grids:
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
     method = {
-        "solver": solver, "grid": grid or ("uniform" if model.learned else "karras"), "order": None, "afs": False,
-        "to_zero": None, "rho": None, "last_level": None,
+        "solver": solver, "grid": grid or ("path-time" if model.learned else "karras"), "order": None, "afs": False,
+        "append_zero": None, "rho": None, "last_level": None,
     }  # fmt: skip
     return levels_of(method, nfe, {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}, model.path)
 

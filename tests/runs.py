@@ -10,7 +10,7 @@ from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
 DATASET = {
-    "labels": True, "flips": True, "heldout": 64,
+    "class_conditional": True, "flips": True, "heldout": 64,
     "sigma_data": 0.75, "sigma_min": 0.002, "sigma_max": 80.0, "g_min": 1e-9,
 }  # fmt: skip
 NETWORK = {
@@ -22,7 +22,7 @@ RUN = {
     "learning_rate": 1e-3, "path_learning_rate": 1e-2, "ramp_kimg": 0.5, "decay": "continuous",
     "ema_kimg": 1.0, "path_ema_kimg": 0.0, "ema_ramp": 0.05, "seed": 3, "save_seconds": 1e-3, "subspaces": "block",
     "schedules": "shared", "label_weights": "equal",
-    "c": 1.0, "gradient": "full", "probes": 2, "share": 0.25, "guard_kimg": 0.5, "guard_tolerance": 10.0,
+    "c": 1.0, "path_gradient": "full", "probes": 2, "probe_fraction": 0.25, "guard_kimg": 0.5, "guard_tolerance": 10.0,
 }  # fmt: skip
 
 

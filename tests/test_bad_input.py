@@ -14,7 +14,7 @@ from PIL import Image
 from runs import DATASET, ROOT, RUN
 from safetensors.torch import save_file
 
-from anisodiff import cli, models
+from anisodiff import cli, methods
 from anisodiff.compute import Compute
 from anisodiff.data import download, sources
 from anisodiff.errors import StageError
@@ -154,7 +154,7 @@ def test_images_that_are_nan_are_no_cell(tmp_path, start):
     tensors = {name: each * 1e30 if name.startswith("dec") else each for name, each in tensors.items()}
     checkpoints.save(tmp_path / "network.safetensors", tensors, about)
     method = {
-        "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None,
+        "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "append_zero": None,
         "rho": None, "last_level": None, "levels": None,
     }  # fmt: skip
     features = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
@@ -294,7 +294,7 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     assert "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)" in one_line(failed)
     method = {"grid": "karras", "solver": "heun"}
     with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
-        models.Sampler({"sigma_data": 0.5, "labels": False}, method, [other, start[1]], Compute())
+        methods.Sampler({"sigma_data": 0.5, "class_conditional": False}, method, [other, start[1]], Compute())
 
 
 def test_labels_that_are_missing(start, tmp_path):
@@ -303,7 +303,7 @@ def test_labels_that_are_missing(start, tmp_path):
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"set/{index}.png")
     sources.make_images(str(tmp_path / "set"), tmp_path / "images")
     failed = finetune((*start[:2], tmp_path / "images"), tmp_path, RUN)
-    assert "the images have no labels: set labels to false, or give a labelled source" in one_line(failed)
+    assert "the images have no labels: set class_conditional to false, or give a labelled source" in one_line(failed)
 
 
 def test_a_device_that_is_not_here():

@@ -21,7 +21,8 @@ from anisodiff.training.loop import ResumeStore, TrainingState
 
 FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
 METHOD = {
-    "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "to_zero": None, "rho": None,
+    "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "append_zero": None,
+    "rho": None,
     "last_level": None,
     "levels": None,
 }  # fmt: skip

@@ -218,7 +218,10 @@ def test_a_network_that_does_not_say_its_sigma_data_is_refused(tmp_path, start):
     ("changes", "says"),
     [
         ({"sigma_data": 0.5}, r"is for data of sigma_data 0\.75, the dataset's is 0\.5: set sigma_data to 0\.75"),
-        ({"labels": False}, "has 10 classes, the dataset says labels: false: set labels to true"),
+        (
+            {"class_conditional": False},
+            "has 10 classes, the dataset says class_conditional: false: set class_conditional to true",
+        ),
     ],
 )
 def test_a_network_for_other_data_is_refused_by_every_stage(tmp_path, start, changes, says):
@@ -234,6 +237,8 @@ def test_a_network_for_other_data_is_refused_by_every_stage(tmp_path, start, cha
 
 def test_an_unconditional_network_under_labels_is_refused(tmp_path):
     checkpoints.save_path(tmp_path / "path.safetensors", edm_path(8))
-    dataset = DATASET | {"labels": True}
-    with pytest.raises(StageError, match="has no classes, the dataset says labels: true: set labels to false"):
+    dataset = DATASET | {"class_conditional": True}
+    with pytest.raises(
+        StageError, match="has no classes, the dataset says class_conditional: true: set class_conditional to false"
+    ):
         read_denoiser(CHECKPOINTS / "digits/base.safetensors", tmp_path / "path.safetensors", dataset, Compute())

@@ -8,7 +8,7 @@ import torch
 from runs import DATASET
 from test_solvers import SIDE, gaussian, solution, unequal_path
 
-from anisodiff import models
+from anisodiff import methods
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import StepCount
 from anisodiff.grids import gits
@@ -208,17 +208,17 @@ def searched(start, tmp_path_factory) -> Path:
 def test_levels_for_every_budget_from_one_file(searched):
     fine = karras(21, 1, 0.002, 80.0, append_zero=False).nodes
     for steps in range(1, 21):
-        found = models.found_levels(searched, StepCount(steps + 1, False), False)
+        found = methods.found_levels(searched, StepCount(steps + 1, False), False)
         assert isinstance(found, Levels)
         assert found.steps == steps
         assert {float(node) for node in found.nodes.flatten()} <= {float(node) for node in fine.flatten()}
         assert (found.nodes[0], found.nodes[-1]) == (fine[0], fine[-1])
-    assert models.found_levels(searched, StepCount(5, True), False).ends_at_zero(4)
-    assert models.found_levels(searched, StepCount(5, False), True).steps == 4
+    assert methods.found_levels(searched, StepCount(5, True), False).ends_at_zero(4)
+    assert methods.found_levels(searched, StepCount(5, False), True).steps == 4
     about = checkpoints.header(searched)
     assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
 
 
 def test_a_budget_larger_than_the_grid(searched):
     with pytest.raises(StageError, match="found no levels for 21 steps: give it more points"):
-        models.found_levels(searched, StepCount(22, False), False)
+        methods.found_levels(searched, StepCount(22, False), False)

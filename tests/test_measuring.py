@@ -31,7 +31,8 @@ SETTINGS = {
     "exact": ["kernel", "gaussian", "mixture"], "rank": 1000, "data": 200,
 }  # fmt: skip
 METHOD = {
-    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "to_zero": False, "rho": None,
+    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "append_zero": False,
+    "rho": None,
     "last_level": None,
     "levels": None,
 }  # fmt: skip

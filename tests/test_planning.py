@@ -36,8 +36,12 @@ def test_jobs_are_those_of_a_dry_run(tmp_path, name):
 
 def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
     settings = RUN | {"subspaces": "block"}
-    runs = {"one": settings, "same": settings | {"learning_rate": 1.0}, "envelope": settings | {"gradient": "envelope"}}
-    runs["level"] = settings | {"gradient": "level", "subspaces": "whole", "label_weights": "rank"}
+    runs = {
+        "one": settings,
+        "same": settings | {"learning_rate": 1.0},
+        "envelope": settings | {"path_gradient": "envelope"},
+    }
+    runs["level"] = settings | {"path_gradient": "level", "subspaces": "whole", "label_weights": "rank"}
     warps = {"warp": RUN | {"knots": 8, "steps": "per_nfe", "window": "uniform"}}
     output = tmp_path / "throughput.json"
     throughput.measure_throughput(

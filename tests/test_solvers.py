@@ -106,7 +106,7 @@ METHOD = {
     "order": None,
     "afs": False,
     "threshold": False,
-    "to_zero": None,
+    "append_zero": None,
     "rho": None,
     "last_level": None,
     "levels": None,
@@ -114,14 +114,14 @@ METHOD = {
 
 
 @pytest.mark.parametrize("afs", [False, True])
-@pytest.mark.parametrize("to_zero", [None, False, True])
+@pytest.mark.parametrize("append_zero", [None, False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", ["karras", "log-snr", "time-uniform", "uniform"])
-def test_the_budget_is_what_is_spent(solver, grid, to_zero, afs):
+@pytest.mark.parametrize("grid", ["karras", "log-snr", "vp-time", "path-time"])
+def test_the_budget_is_what_is_spent(solver, grid, append_zero, afs):
     """Whatever the solver can spend; of two budgets that follow one another it can always spend one."""
     path = unequal_path()
     model = gaussian(path)
-    method = METHOD | {"solver": solver, "grid": grid, "to_zero": to_zero, "afs": afs}
+    method = METHOD | {"solver": solver, "grid": grid, "append_zero": append_zero, "afs": afs}
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
     spent = []
     for nfe in (3, 4, 8, 9, 35):
@@ -132,7 +132,7 @@ def test_the_budget_is_what_is_spent(solver, grid, to_zero, afs):
         before = model.evaluations
         solve(model, z, levels, SOLVERS[solver].with_order(), analytic_first=afs)
         assert model.evaluations - before == nfe
-        assert to_zero in (None, levels.ends_at_zero(levels.steps - 1))
+        assert append_zero in (None, levels.ends_at_zero(levels.steps - 1))
         spent.append(nfe)
     assert {3, 4} & set(spent)
     assert len(spent) == 5 or (SOLVERS[solver].evaluations == 2 and len(spent) >= 2)
@@ -167,7 +167,7 @@ def test_a_paths_grid_ends_at_its_last_level_before_a_step_to_zero(warped):
     found = uniform(path, 4, warp, last=0.3)
     assert float(path.mean_log(found.nodes[-2].square()) / 2) == pytest.approx(math.log(0.3))
     assert torch.equal(found.nodes[0], uniform(path, 4, warp).nodes[0])
-    method = METHOD | {"solver": "midpoint", "grid": "uniform", "last_level": 0.3}
+    method = METHOD | {"solver": "midpoint", "grid": "path-time", "last_level": 0.3}
     space = {"sigma_min": 0.002, "sigma_max": 80.0}
     assert torch.equal(levels_of(method, 7, space, path).nodes, uniform(path, 4, last=0.3).nodes)
     even = levels_of(method, 6, space, path)  # no step to 0: down to t = 0
@@ -191,8 +191,8 @@ def test_levels_must_fall():
     [
         ({"solver": "heun", "grid": "karras"}, 10, "ends in one step to 0 and takes odd budgets; use 9 or 11"),
         ({"solver": "heun", "grid": "karras", "afs": True}, 9, "takes even budgets"),
-        ({"solver": "heun", "grid": "karras", "to_zero": False}, 9, "has no step to 0 and takes even budgets"),
-        ({"solver": "midpoint", "grid": "uniform"}, 1, "midpoint needs 2 or more"),
+        ({"solver": "heun", "grid": "karras", "append_zero": False}, 9, "has no step to 0 and takes even budgets"),
+        ({"solver": "midpoint", "grid": "path-time"}, 1, "midpoint needs 2 or more"),
         ({"solver": "ipndm", "grid": "karras", "order": 4}, 3, "ipndm of order 4 makes 3 steps with it"),
     ],
 )  # fmt: skip

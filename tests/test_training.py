@@ -68,7 +68,7 @@ def test_the_path_was_learned_and_the_kimg_counted(start, through):
     assert not torch.allclose(logs[0], logs[1])
     assert about["kimg"] == pytest.approx(2.56)
     assert about["versions"]
-    assert about["settings"]["run"]["share"] == 0.25
+    assert about["settings"]["run"]["probe_fraction"] == 0.25
 
 
 def test_a_state_of_other_settings_is_not_used(start, tmp_path):

@@ -126,7 +126,7 @@ def test_a_solver_reruns_its_method_alone(finished):
 def test_a_new_method_runs_alone(finished):
     config = copy.deepcopy(SHORT)
     config["datasets"]["digits"]["methods"]["iso"] = {
-        "network": "base", "path": "iso", "grid": "uniform", "solver": "midpoint",
+        "network": "base", "path": "iso", "grid": "path-time", "solver": "midpoint",
     }  # fmt: skip
     assert jobs(finished, config) == {"sample": SHARDS, **END}
 

@@ -6,7 +6,7 @@ from typing import Any
 from anisodiff.errors import StageError
 from anisodiff.solvers.costs import EVALUATIONS
 
-FALLING_TO_MIN = ("karras", "log-snr", "time-uniform")  # grids that end at sigma_min: a last step to 0 is the rule
+FALLING_TO_MIN = ("karras", "log-snr", "vp-time")  # grids that end at sigma_min: a last step to 0 is the rule
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,27 @@ def steps_for_nfe(nfe: int, method: dict[str, Any]) -> StepCount:
 
     Args:
         nfe: the budget.
-        method: grid, solver, order, afs, to_zero.
+        method: grid, solver, order, afs, append_zero.
 
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
     solver, each = method["solver"], EVALUATIONS.get(method["solver"], 1)
     evaluations = nfe + method["afs"]
-    to_zero = method["to_zero"]
-    if to_zero is None:
-        to_zero = method["grid"] in FALLING_TO_MIN or (
-            evaluations % each == each - 1 and (each == 2 or method["grid"] in ("uniform", "warped"))
+    append_zero = method["append_zero"]
+    if append_zero is None:
+        append_zero = method["grid"] in FALLING_TO_MIN or (
+            evaluations % each == each - 1 and (each == 2 or method["grid"] in ("path-time", "warped"))
         )
-    steps, rest = divmod(evaluations - to_zero, each)
+    steps, rest = divmod(evaluations - append_zero, each)
     if rest:
-        ends = "ends in one step to 0" if to_zero else "has no step to 0"
-        kind = "odd" if to_zero != method["afs"] else "even"
+        ends = "ends in one step to 0" if append_zero else "has no step to 0"
+        kind = "odd" if append_zero != method["afs"] else "even"
         raise StageError(
             f"{nfe} cannot be spent: {solver} on the {method['grid']} grid {ends} and takes {kind} budgets; "
             f"use {nfe - 1} or {nfe + 1}"
         )
-    budget = StepCount(steps + 1, to_zero)
+    budget = StepCount(steps + 1, append_zero)
     if budget.steps < 1 or (each == 2 and steps < 1):
         raise StageError(f"{nfe} cannot be spent: {solver} needs {each} or more")
     if method["order"] is not None and method["order"] > budget.steps:

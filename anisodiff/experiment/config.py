@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from anisodiff.data.download import to_fetch
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
 from anisodiff.experiment.config_text import plain, whole
+from anisodiff.experiment.renames import with_new_names
 from anisodiff.solvers.costs import ORDERS
 
 PREFIX = "configuration"
-TAKEN = {"rho": ("karras", "time-uniform"), "last_level": ("uniform", "warped")}  # keys of single grids
+TAKEN = {"rho": ("karras", "vp-time"), "last_level": ("path-time", "warped")}  # keys of single grids
 FOLDERS = ("config", "fetched", "logs", "reference")  # beside those of the datasets
 
 
@@ -46,7 +48,7 @@ def _expanded(node: Any, root: dict[str, Any]) -> Any:
 
 
 def resolve(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A validated copy with defaults filled in.
+    """A validated copy with defaults filled in, and new names in the place of old ones (each kind said once).
 
     Args:
         config: as read from YAML.
@@ -58,7 +60,10 @@ def resolve(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     from jsonschema import Draft202012Validator
 
     try:
-        resolved = whole(_with_defaults(plain(config), schema), schema)
+        config, renamed = with_new_names(plain(config))
+        for line in renamed:
+            print(f"anisodiff: {PREFIX}: {line}", file=sys.stderr)
+        resolved = whole(_with_defaults(config, schema), schema)
     except StageError as error:
         raise StageError(f"{PREFIX}: {error}") from error
     errors = sorted(Draft202012Validator(schema).iter_errors(resolved), key=lambda error: [str(e) for e in error.path])
@@ -127,8 +132,10 @@ def _check_references(where: str, dataset: dict[str, Any]) -> None:
         for name, entry in dataset[kind].items():
             if basis := basis_of(entry["subspaces"]):
                 check(f"{kind}.{name}.subspaces", basis, set(dataset["bases"]))
-            if entry["schedules"] == "class" and not dataset["labels"]:
-                raise StageError(f"{where}.{kind}.{name}.schedules: one a class needs labels: set labels to true")
+            if entry["schedules"] == "class" and not dataset["class_conditional"]:
+                raise StageError(
+                    f"{where}.{kind}.{name}.schedules: one a class needs labels: set class_conditional to true"
+                )
     if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
         raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
     trained = {f"runs.{name}": run for name, run in runs.items()} | {

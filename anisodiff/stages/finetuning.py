@@ -38,7 +38,9 @@ def pretrain(
     torch.manual_seed(settings["seed"])
     channels, size, _ = batches.images.shape
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
-    network = build(label_dim=batches.images.classes if dataset["labels"] else 0, **image, **settings["network"])
+    network = build(
+        label_dim=batches.images.classes if dataset["class_conditional"] else 0, **image, **settings["network"]
+    )
     path = edm_path(size)
     _train_network(dataset, settings, network, path, batches, [image_sets.metadata_file(images)], output, None, compute)
 
@@ -73,7 +75,7 @@ def finetune(
     start, path_about = checkpoints.load_path(start_path)
     batches = BatchSampler(dataset, images, compute.device)
     classes = network.classes if settings["schedules"] == "class" else 0
-    if settings["schedules"] == "class" and not (classes and dataset["labels"]):
+    if settings["schedules"] == "class" and not (classes and dataset["class_conditional"]):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
     subspaces = subspaces_of(settings["subspaces"], network.shape[-1], basis)
     path = split_path(start, subspaces, settings["label_weights"], classes)

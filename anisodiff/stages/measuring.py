@@ -93,7 +93,7 @@ def measure_geometry(
     levels, means = fixed.at_mean_levels(denoiser.path, settings["steps"] + 1, *ends)
     fine, fine_means = fixed.at_mean_levels(denoiser.path, settings["fine_steps"] + 1, *ends)
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
-    noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
+    noise, labels = draw_for(denoiser, seeds, dataset["class_conditional"], compute.device)
     shown = min(settings["shown"], settings["images"])
     run = _Run(noise, labels, levels.to(compute.device), fine.to(compute.device), shown)
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}

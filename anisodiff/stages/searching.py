@@ -43,7 +43,7 @@ def search_levels(
     else:
         fine = fixed.uniform(path, settings["points"], append_zero=False)
     seeds = range(settings["seed"], settings["seed"] + settings["images"])
-    noise, labels = draw_for(denoiser, seeds, dataset["labels"], compute.device)
+    noise, labels = draw_for(denoiser, seeds, dataset["class_conditional"], compute.device)
     found = gits.search(
         denoiser,
         noise,

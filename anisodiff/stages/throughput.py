@@ -21,7 +21,7 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance, write_text
 from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
 
-COSTS = ("loss", "gradient", "share", "probes", "batch", "micro_batch")  # what a run's speed depends on
+COSTS = ("loss", "path_gradient", "probe_fraction", "probes", "batch", "micro_batch")  # what a run's speed depends on
 WARM_UP = 2
 
 

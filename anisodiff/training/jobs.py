@@ -38,9 +38,11 @@ class BatchSampler:
 
     def __init__(self, dataset: dict[str, Any], folder: Path, device: str):
         self.images, self.heldout = image_sets.load(folder).split(dataset["heldout"])
-        self.flips, self.use_labels, self.device = dataset["flips"], dataset["labels"], device
+        self.flips, self.use_labels, self.device = dataset["flips"], dataset["class_conditional"], device
         if self.use_labels and not self.images.classes:
-            raise StageError(f"{folder}: the images have no labels: set labels to false, or give a labelled source")
+            raise StageError(
+                f"{folder}: the images have no labels: set class_conditional to false, or give a labelled source"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Images in uint8, and labels where the network has them."""
@@ -108,7 +110,7 @@ def network_work(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
             f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
         )
-    through_level = learns_path and settings["gradient"] == "level"
+    through_level = learns_path and settings["path_gradient"] == "level"
     if through_level and path.subspaces.count > 1:
         raise StageError(
             f"gradient: level is for one subspace, this path has {path.subspaces.count}: set it to full or envelope"
@@ -126,8 +128,8 @@ def network_work(
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
         drawn["t"] = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
-        if settings["gradient"] == "full":
-            count = max(1, round(settings["share"] * schedule.piece))
+        if settings["path_gradient"] == "full":
+            count = max(1, round(settings["probe_fraction"] * schedule.piece))
             signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
             drawn["probes"] = torch.where(signs, -1.0, 1.0)
         return drawn

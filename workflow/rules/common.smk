@@ -30,7 +30,7 @@ DATASETS = CONFIG["datasets"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
 PUBLISHED = os.path.relpath(Path(workflow.basedir).parent / "config/published.csv")
-DATASET_KEYS = ("labels", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
+DATASET_KEYS = ("class_conditional", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
 def configured(section):
