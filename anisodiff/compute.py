@@ -53,7 +53,7 @@ class Compute:
         torch.backends.cudnn.deterministic = True
         return replace(self, device=parallel.join(self.device))
 
-    def made_on(self) -> dict[str, str | int]:
+    def environment(self) -> dict[str, str | int]:
         """The machine, for the provenance of what is made: host, device by its model, torch, threads."""
         gpu = self.device.startswith("cuda")
         model = torch.cuda.get_device_name(self.device) if gpu else processor()

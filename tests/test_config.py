@@ -58,7 +58,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ),
         ("datasets.digits.pretrain.network.width", 3, r"pretrain\.network\.width: unknown key"),
         ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1 is less than"),
-        ("datasets.digits.runs.iso.gradient", "half", r"runs\.iso\.gradient: 'half' is not one of"),
+        ("datasets.digits.runs.iso.path_gradient", "half", r"runs\.iso\.path_gradient: 'half' is not one of"),
         ("datasets.digits.methods.iso.solver", "rk4", r"methods\.iso\.solver: 'rk4' is not one of"),
         (
             "datasets.digits.methods.iso.network",
@@ -234,3 +234,36 @@ def test_the_conda_environment_has_the_pins_of_the_lock():
     pins = sorted(line.strip() for line in lock if line.strip() and not line.startswith("#"))
     assert sorted(environment["dependencies"][-1]["pip"]) == pins
     assert all("==" in pin for pin in pins)
+
+
+OLD = {
+    "class_conditional": "labels", "append_zero": "to_zero", "path_gradient": "gradient", "probe_fraction": "share",
+    "path-time": "uniform", "vp-time": "time-uniform",
+}  # fmt: skip
+
+
+def with_old_names(node):
+    if isinstance(node, dict):
+        return {OLD.get(key, key): with_old_names(value) for key, value in node.items()}
+    return OLD.get(node, node) if isinstance(node, str) else node
+
+
+@pytest.mark.parametrize("file", ["config", "paper", "cifar10-small"])
+def test_old_names_are_the_new_ones_with_a_line_each(file, capsys):
+    config = yaml.safe_load((ROOT / f"config/{file}.yaml").read_text())
+    resolved = resolve(config, SCHEMA)
+    assert capsys.readouterr().err == ""
+    old = with_old_names(config)
+    assert old != config
+    assert resolve(old, SCHEMA) == resolved
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len({line.split(": ", 2)[2] for line in lines})
+    assert any("labels is called class_conditional now" in line for line in lines)
+    assert any(line.endswith("grid: 'uniform' is called 'path-time' now; the old name goes with the next version")
+               for line in lines)  # fmt: skip
+
+
+def test_a_key_by_both_names_is_refused():
+    both = changed("datasets.digits.labels", True)
+    with pytest.raises(StageError, match=r"datasets\.digits\.labels: unknown key"):
+        resolve(both, SCHEMA)
