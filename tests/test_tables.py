@@ -96,7 +96,6 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
 def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes):
     row = {
         "dataset": "toy", "method": "edm", "nfe": 3, "range": 0, "images": 32, "evaluations": 3.0, "distance": 1.5,
-        "last_from": 0.002, "last_to": 0.0,
         "features": "digits-cnn", "kimg": 0.0, "stopped_early": False, "seconds": 1.0, "training_seconds": 0.0,
         "device": "CPU", "host": "vm", "version": "0.1.0+5f31bfa4", "commit": "91d8ae6613fe",
     } | changes  # fmt: skip

@@ -277,7 +277,8 @@ class Page:
     def _last_steps(self) -> list[str]:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
         steps: dict[str, dict[str, list[int]]] = {}
-        known = self.rows.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
+        every = self.rows.reindex(columns=["method", "nfe", "last_from", "last_to"])  # early versions' do not say it
+        known = every.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
         for row in sorted(known.itertuples(), key=lambda row: list(self.methods).index(row.method)):
             said = f"from {row.last_from:g} to 0" if row.last_to == 0 else f"to {row.last_to:g}"
             steps.setdefault(said, {}).setdefault(row.method, []).append(row.nfe)
