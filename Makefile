@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # more arguments for snakemake, as `make demo ARGS="--forceall"`
 ARGS ?=
 
-.PHONY: demo unlock test test-slurm bench lint report reference lock clean
+.PHONY: demo unlock test test-fast test-slurm bench lint report reference lock clean
 
 demo: $(VENV)/made
 	snakemake --profile local --cores $(CORES) $(ARGS)
@@ -18,6 +18,10 @@ unlock: $(VENV)/made
 # files of tests side by side
 test: $(VENV)/made
 	pytest -n $(CORES) --dist loadfile $(ARGS)
+
+# the mathematics alone, in two minutes
+test-fast: $(VENV)/made
+	pytest -n $(CORES) -m fast $(ARGS)
 
 # on a real Slurm that lives on loopback while the tests run; as root, Debian's packages are installed for it.
 # `make test-slurm SLURM=all` kills everything that can be killed (half an hour)
@@ -34,6 +38,7 @@ endif
 lint: $(VENV)/made
 	ruff check .
 	ruff format --check .
+	lint-imports
 	snakefmt --check workflow
 	snakemake --lint
 

@@ -41,10 +41,22 @@ def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     return folder / "base.safetensors", folder / "edm.safetensors", digits
 
 
+LONGEST = ["test_workflow.py", "test_paper.py", "test_parallel.py", "test_training.py"]
+MATHEMATICS = [
+    f"test_{name}.py"
+    for name in (
+        "class_paths", "closed_forms", "denoiser", "edm", "generation", "geometry", "gits", "losses", "models",
+        "multistep", "path_gradient", "schedules", "solvers", "subspaces",
+    )
+]  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that they do not end alone."""
-    longest = ["test_workflow.py", "test_paper.py", "test_parallel.py", "test_training.py"]
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    """The longest files first, so that they do not end alone; those of the mathematics are marked `fast`."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    for item in items:
+        if item.path.name in MATHEMATICS:
+            item.add_marker("fast")
 
 
 def pytest_addoption(parser):

@@ -1,10 +1,15 @@
-"""Exact flows: a Gaussian and a Gaussian mixture under anisotropic noise, with the face of `Denoiser`."""
+"""Exact flows: a Gaussian and a Gaussian mixture under anisotropic noise, with the face of `Denoiser`, and examples."""
 
 import torch
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.grids.levels import Levels
 from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.schedules import KnotSchedule
+from anisodiff.paths.subspaces import Subspaces, partition
+
+SIDE = 4
 
 
 class Exact(Denoiser):
@@ -57,3 +62,34 @@ class ExactMixture(Exact):
             density = self.log_density(flat, m).sum()
             (score,) = torch.autograd.grad(density, point, create_graph=True)
         return self.path.scale(score, g.sqrt())
+
+
+def unequal_path() -> NoisePath:
+    """Smooth (no knot inside) and different in each subspace."""
+    logs = torch.tensor([[-6.0, 4.0], [-3.0, 3.0]], dtype=torch.float64)
+    return NoisePath(Subspaces(partition(SIDE, "block")), KnotSchedule(logs))
+
+
+def gaussian(path: NoisePath) -> ExactGaussian:
+    spectrum = torch.linspace(0.05, 2.0, SIDE * SIDE, dtype=torch.float64).flip(0).reshape(1, SIDE, SIDE)
+    return ExactGaussian(path, spectrum)
+
+
+def solution(model: ExactGaussian, z: Tensor, levels: Levels) -> Tensor:
+    first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
+    return z * ((model.spectrum + last) / (model.spectrum + first)).sqrt()
+
+
+def measured_orders(errors: list[float]) -> Tensor:
+    errors = torch.tensor(errors)
+    return (errors[:-1] / errors[1:]).log2()
+
+
+def mixture_over(path: NoisePath, batch: int = 3) -> tuple[ExactMixture, Tensor, Tensor]:
+    """A mixture in the four coefficients of 2x2 images, with noisy images and cotangents."""
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    factors = normal(3, 4, 4) / 2
+    covariances = factors @ factors.mT + 0.1 * torch.eye(4, dtype=torch.float64)
+    model = ExactMixture(path, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), normal(3, 4), covariances)
+    return model, normal(batch, 1, 2, 2), normal(batch, 1, 2, 2)

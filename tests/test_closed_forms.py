@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from exact import ExactMixture
-from test_solvers import unequal_path
+from exact import ExactMixture, unequal_path
 
 from anisodiff.data.image_sets import Images
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_denoiser import denoiser
+from small_network import denoiser
 
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import uniform

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_solvers import unequal_path
+from exact import unequal_path
 
 from anisodiff.data.image_sets import Images
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser

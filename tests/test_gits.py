@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from exact import SIDE, gaussian, solution, unequal_path
 from runs import DATASET
-from test_solvers import SIDE, gaussian, solution, unequal_path
 
 from anisodiff import methods
 from anisodiff.errors import StageError

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from test_path_gradient import mixture_over
-from test_solvers import SIDE, gaussian, measured_orders, unequal_path
+from exact import SIDE, gaussian, measured_orders, mixture_over, unequal_path
 
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import VpTime, given, karras, log_snr, time_uniform, uniform

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import standin
 import yaml
-from test_workflow import FIGURES, jobs, snakemake
+from workflow_runs import FIGURES, jobs, snakemake
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 

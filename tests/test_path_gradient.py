@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from exact import ExactMixture
+from exact import ExactMixture, mixture_over
 from runs import DATASET, RUN
 from torch import nn
 
@@ -25,15 +25,6 @@ def path_of(logs: torch.Tensor | None = None) -> NoisePath:
     if logs is None:
         logs = torch.tensor([[-3.0, -1.0, 0.4, 2.0], [-2.5, -1.8, 0.9, 2.0]])
     return NoisePath(Subspaces(torch.tensor([[0, 1], [1, 1]])), KnotSchedule(logs))
-
-
-def mixture_over(path: NoisePath, batch: int = 3) -> tuple[ExactMixture, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    factors = normal(3, 4, 4) / 2
-    covariances = factors @ factors.mT + 0.1 * torch.eye(4, dtype=torch.float64)
-    model = ExactMixture(path, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), normal(3, 4), covariances)
-    return model, normal(batch, 1, SIDE, SIDE), normal(batch, 1, SIDE, SIDE)
 
 
 def exact_derivative(model: ExactMixture, z: torch.Tensor, g: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:

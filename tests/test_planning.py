@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from runs import DATASET, RUN
-from test_workflow import jobs
+from workflow_runs import jobs
 
 from anisodiff.compute import Compute
 from anisodiff.experiment import planning

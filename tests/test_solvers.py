@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from exact import ExactGaussian
-from test_path_gradient import mixture_over
+from exact import SIDE, gaussian, measured_orders, mixture_over, solution, unequal_path
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import steps_for_nfe
@@ -14,27 +13,9 @@ from anisodiff.grids.levels import Levels
 from anisodiff.methods import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule
-from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.paths.subspaces import Subspaces
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.singlestep import ProbabilityFlow, State
-
-SIDE = 4
-
-
-def unequal_path() -> NoisePath:
-    """Smooth (no knot inside) and different in each subspace."""
-    logs = torch.tensor([[-6.0, 4.0], [-3.0, 3.0]], dtype=torch.float64)
-    return NoisePath(Subspaces(partition(SIDE, "block")), KnotSchedule(logs))
-
-
-def gaussian(path: NoisePath) -> ExactGaussian:
-    spectrum = torch.linspace(0.05, 2.0, SIDE * SIDE, dtype=torch.float64).flip(0).reshape(1, SIDE, SIDE)
-    return ExactGaussian(path, spectrum)
-
-
-def solution(model: ExactGaussian, z: torch.Tensor, levels: Levels) -> torch.Tensor:
-    first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
-    return z * ((model.spectrum + last) / (model.spectrum + first)).sqrt()
 
 
 def error(name: str, steps: int) -> float:
@@ -43,11 +24,6 @@ def error(name: str, steps: int) -> float:
     levels = uniform(path, steps + 1, append_zero=False)
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
     return float((solve(model, z, levels, SOLVERS[name].with_order()) - solution(model, z, levels)).norm())
-
-
-def measured_orders(errors: list[float]) -> torch.Tensor:
-    errors = torch.tensor(errors)
-    return (errors[:-1] / errors[1:]).log2()
 
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1.0), ("heun", 2.0), ("midpoint", 3.0)])
