@@ -50,7 +50,7 @@ def test_gradients_left_on_their_process_are_noticed(start, alone, tmp_path, qui
     script = tmp_path / "broken.py"
     wanted = "float64" if quiet == "path" else "float32"
     script.write_text(
-        "import sys, torch\nfrom anisodiff import cli, parallel\n"
+        "import sys, torch\nfrom anisodiff import cli\nfrom anisodiff.training import parallel\n"
         "whole = parallel.sum_gradients\n"
         "def partial(parameters, loss):\n"
         f"    return whole([p for p in parameters if p.dtype != torch.{wanted}], loss)\n"

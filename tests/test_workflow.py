@@ -59,7 +59,7 @@ def test_everything_configured_is_made(finished):
     shapes = pd.read_csv(results / "geometry.csv")
     assert shapes.groupby("name", sort=False)["denoiser"].count().to_dict() == {"edm": 3, "ani": 4}
     page = (results / "table.md").read_text()
-    assert re.search(r"^\| ani \| ani \| ani \| uniform \| midpoint \| 2 \|", page, re.M)
+    assert re.search(r"^\| ani \| ani \| ani \| path-time \| midpoint \| 2 \|", page, re.M)
     assert re.search(r"^\| edm-finetuned .* \| 2 \|", page, re.M)
 
 
