@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # more arguments for snakemake, as `make demo ARGS="--forceall"`
 ARGS ?=
 
-.PHONY: demo unlock test test-fast test-slurm bench lint report reference lock clean
+.PHONY: demo unlock test test-fast test-slurm bench lint docs report reference lock clean
 
 demo: $(VENV)/made
 	snakemake --profile local --cores $(CORES) $(ARGS)
@@ -41,6 +41,10 @@ lint: $(VENV)/made
 	lint-imports
 	snakefmt --check workflow
 	snakemake --lint
+
+# the pages of docs/, into site/
+docs: $(VENV)/made
+	mkdocs build --strict --quiet
 
 # one page of tables and figures, results/report.html
 report: $(VENV)/made
