@@ -179,7 +179,7 @@ class Sampler:
 
     @property
     def options(self) -> dict[str, bool]:
-        """Of `solve`."""
+        """Options of `solve`."""
         return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
 
     @property
@@ -200,7 +200,7 @@ class Sampler:
         return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
 
     def training_seconds(self, grid_file: Path | None) -> float:
-        """Of a device, since the base network, to train what is sampled from; a network and its path share theirs."""
+        """Seconds of a device, since the base network, to train what is sampled from; network and path share theirs."""
         made = max(about.get("device_seconds", 0.0) for about in self.abouts)
         return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
 

@@ -95,7 +95,7 @@ class KernelDenoiser(ClosedForm):
         return self.mean(self.log_weights(z, g, labels))
 
     def log_density(self, x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, " b"]:
-        """Of the kernel estimate of the data with this bandwidth, but for a constant (`p_h` of Proposition 3)."""
+        """Log of the data's kernel density with this bandwidth, but for a constant (Proposition 3's `p_h`)."""
         return (-self._distances(x).square() / (2 * sigma**2)).logsumexp(1)
 
     def nearest(self, x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b k c h w"]:
@@ -103,7 +103,7 @@ class KernelDenoiser(ClosedForm):
         return self.images[self._distances(x).topk(count, dim=1, largest=False).indices]
 
     def _distances(self, x: Tensor) -> Tensor:
-        """To each of the images, `[B, N]`."""
+        """Distances to each of the images, `[B, N]`."""
         flat = x.to(torch.float64).flatten(1)
         return torch.cat([torch.cdist(flat, part.flatten(1)) for part in self._exact()], dim=1)
 

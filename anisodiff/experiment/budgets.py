@@ -27,7 +27,7 @@ class StepCount:
 
 
 def budgets(dataset: dict[str, Any], method: str) -> list[int]:
-    """Of a method: its own, or those of the dataset."""
+    """Budgets of a method: its own, or those of the dataset."""
     return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
 
 

@@ -115,7 +115,7 @@ def aligned(curve: Float[Tensor, "n b 3"]) -> tuple[Float[Tensor, "n b 3"], Floa
 
 @dataclass(frozen=True)
 class Bending:
-    """Of curves in three dimensions, at every node (Section 3.3).
+    """Curvature and torsion of curves in three dimensions, at every node (Section 3.3).
 
     Attributes:
         arc: length of the curve up to the node, `[N, B]`.

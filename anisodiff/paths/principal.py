@@ -54,7 +54,7 @@ class PcaSubspaces(nn.Module):
         return torch.tensor([rank, pixels - rank], dtype=torch.float64)
 
     def for_classes(self, index: Int[Tensor, " b"]) -> "PcaSubspaces":
-        """As images of these classes see them."""
+        """Take each image's basis, by its class."""
         if not self.classes:
             return self
         chosen = copy.copy(self)

@@ -116,5 +116,5 @@ class Subspaces(nn.Module):
         return (a * b).sum(1).flatten(1) @ self.members.to(a.dtype)
 
     def for_classes(self, index: Int[Tensor, " b"]) -> "Subspaces":
-        """As images of these classes see them: alike."""
+        """Return the same: all classes share a basis."""
         return self

@@ -1,4 +1,4 @@
-"""From feature statistics to tidy tables: one distance a seed range, one row a cell, one page a reader."""
+"""Tidy tables of feature statistics: one distance a seed range, one row a cell, one page a reader."""
 
 from collections.abc import Sequence
 from functools import partial

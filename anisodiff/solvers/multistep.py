@@ -221,7 +221,7 @@ def _exponential_step(
     start: Tensor,
     end: Tensor,
 ) -> Tensor:
-    """From levels `start` to `end` with the estimates at `nodes`."""
+    """Step from levels `start` to `end` with the estimates at `nodes`."""
     z = problem.scale(z, end / start)
     weights = weights_of_estimates(nodes, start, end, problem.mean)
     for estimate, weight in zip(estimates, weights, strict=False):
@@ -265,7 +265,7 @@ def _unipc_step(
     scale_of: Variable,
     target: Tensor | None = None,
 ) -> Tensor:
-    """From node k to the next with the estimates at node k and before it; with the one at the next node, corrected."""
+    """Step from node k to the next with estimates at node k and earlier; corrected, with one at the next node."""
     start, *earlier = (levels.nodes[k - back] for back in range(len(estimates)))
     end = levels.nodes[k + 1]
     nodes = [start, *earlier]

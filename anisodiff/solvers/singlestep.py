@@ -68,7 +68,7 @@ class ProbabilityFlow:
         return self.scale(self._clipped(z + self.scale(flow, sigma)) - z, 1 / sigma) if self.threshold else flow
 
     def analytic_flow(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """In place of the flow in an analytic first step."""
+        """The direction that takes the flow's place in an analytic first step."""
         return -self.scale(z, (1 + sigma.square()).rsqrt())
 
     def denoised(self, z: Tensor, sigma: Tensor) -> Tensor:

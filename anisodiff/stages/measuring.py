@@ -155,7 +155,7 @@ def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory
 
 
 def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, int | float]:
-    """Of `_measured`, over trajectories.
+    """Means over trajectories of what `_measured` found.
 
     Args:
         found: from there.
@@ -215,8 +215,8 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
 
 
 def _residuals(model: GaussianDenoiser, recorded: Trajectory) -> dict[str, Tensor]:
-    """Of a Gaussian (Proposition 4): its variances, the first trajectory's start in its directions, and how far all are
-    from the point of the chord with as much of the noise, `[N, S]`.
+    """What Proposition 4 says of a Gaussian: its variances, the first trajectory's start in its directions, and how far
+    all are from the point of the chord with as much of the noise, `[N, S]`.
     """
     rows, first, last = model.factors[0].flatten(1), recorded.states[0], recorded.states[-1]
     variances = rows.square().sum(1)

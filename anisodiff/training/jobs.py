@@ -56,7 +56,7 @@ class BatchSampler:
         return {"images": images} | ({"labels": labels} if self.use_labels else {})
 
     def moved(self, drawn: Batch) -> Batch:
-        """To the device; the images in [-1, 1] as `x0`."""
+        """Move a batch to the device, its images as `x0` in [-1, 1]."""
         there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
         return {"x0": pixels.to_unit(there.pop("images")), **there}
 

@@ -1,4 +1,4 @@
-"""From one command to several processes of it, under torchrun. Without torch: what is replaced should start fast."""
+"""Turn one command into several processes of it, under torchrun. No torch: what is replaced should start fast."""
 
 import os
 import socket
