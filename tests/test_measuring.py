@@ -168,16 +168,3 @@ def test_published_values_are_complete():
     assert counts[3] == 8 * 4
     assert counts[8] == (11 + 11 + 11) * 8
     assert (rows["images"] == 50000).all()
-
-
-def test_published_values_are_drawn_behind(tmp_path):
-    tidy = pd.DataFrame(
-        {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "std": 0.1, "images": 50000,
-         "features": "inception"}
-    )  # fmt: skip
-    published = plots.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
-    axes = plots.distance_against_nfe(tidy, ["a"], published).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["EDM, published\n(edm-cifar10-32x32-cond-vp)",
-                      "g ani, published\n(edm-cifar10-32x32-cond-vp finetuned)", "a"]  # fmt: skip
-    assert axes.lines[0].get_ydata().tolist() == [35.55, 14.44, 6.80, 4.32, 3.11]

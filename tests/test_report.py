@@ -8,7 +8,7 @@ import pytest
 
 from anisodiff.errors import StageError
 from anisodiff.report import html_page
-from anisodiff.report.captions import FIGURES, HEADLINE
+from anisodiff.report.captions import FIGURES, HEADLINE, LADDER
 
 ROOT = Path(__file__).parents[1]
 TABLE = """\
@@ -110,3 +110,8 @@ def test_committed_results_make_a_page(tmp_path):
     assert page.count("<figure>") == len(list(folder.glob("plots/*.png")))
     assert "What each ingredient buys" in page
     assert "Variance of the points themselves" in page
+
+
+def test_the_ladder_is_the_first_figure_where_there_is_one(run, tmp_path):
+    (run / "plots" / f"{LADDER}.svg").write_text(f"svg of {LADDER}")
+    assert figures(made(tmp_path, run))[:2] == [f"svg of {LADDER}", f"svg of {HEADLINE}"]

@@ -10,16 +10,24 @@ class Caption(NamedTuple):
     text: str
 
 
-HEADLINE = "distance-against-nfe"
+HEADLINE = "distance-against-nfe"  # of a report, where there is no ladder
+LADDER = "ladder"
 SHAPES = (
     "Lines are medians over trajectories, bands hold the middle 80 %. One panel or row for each network over a path; "
     "sampling goes from left to right, from noise to image."
 )
 FIGURES = {
+    LADDER: Caption(
+        "{dataset}: what each ingredient buys",
+        "A line is a method, one ingredient more than the one before: its mean over seed ranges, with bars of one "
+        "standard deviation where there are several. Colour is the path, line and marker the solver, in "
+        "all figures.",
+    ),
     HEADLINE: Caption(
         "{dataset}: Frechet distance against NFE",
-        "A line is a method: its mean over seed ranges, with bars of one standard deviation where there are several. "
-        "NFE counts the denoiser's evaluations for one image. Lower is better.",
+        "A line is a method: its mean over seed ranges, with bars of one standard deviation where there are "
+        "several; the grey band is the best of all. Colour is the path, line and marker the solver. NFE counts the "
+        "denoiser's evaluations for one image. Lower is better.",
     ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",

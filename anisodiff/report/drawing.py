@@ -1,6 +1,8 @@
 """What figures share: looks that can be told apart without colour, legends beside the data, pictures."""
 
 import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +15,21 @@ from anisodiff.metrics import frechet
 COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX<>*hp"
+# line and marker of a solver, the same in every figure
+SOLVERS: dict[str, tuple[Any, str]] = {
+    "midpoint": ("-", "o"),
+    "heun": ("--", "s"),
+    "euler": (":", "v"),
+    "dpm2": ("-.", "^"),
+    "dpmpp": ((0, (6, 1.5)), "D"),
+    "exp-ab": ((0, (6, 1.5, 1, 1.5)), "d"),
+    "unipc": ((0, (3, 1, 1, 1, 1, 1)), "P"),
+    "unipc-bh1": ((0, (3, 2)), "p"),
+    "deis": ((0, (2, 1)), "X"),
+    "ipndm": ((0, (1, 1)), "*"),
+    "ipndm-v": ((0, (4, 1, 1, 1)), "<"),
+}
+FILLS = ("full", "none", "left", "right", "top", "bottom")  # of markers: methods that share path and solver
 STYLE = {
     "font.size": 9,
     "axes.grid": True,
@@ -33,6 +50,45 @@ def styles(count: int) -> list[dict[str, Any]]:
         {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[(i // len(COLOURS)) % len(DASHES)], "marker": marker}
         for i, marker in enumerate(marks)
     ]
+
+
+def path_colours(paths: Iterable[str]) -> dict[str, str]:
+    """The colour of each path, in every figure."""
+    return {path: COLOURS[k % len(COLOURS)] for k, path in enumerate(dict.fromkeys(paths))}
+
+
+def looks(methods: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Looks of methods: colour says the path, line and marker the solver, the marker's filling what else differs.
+
+    Args:
+        methods: name -> path, solver; all of an experiment, so that a method looks the same in all its figures.
+    """
+    colours, seen, found = path_colours(path for path, _ in methods.values()), Counter(), {}
+    for name, (path, solver) in methods.items():
+        dash, marker = SOLVERS.get(solver, ("-", "h"))
+        fill = FILLS[seen[path, solver] % len(FILLS)]
+        seen[path, solver] += 1
+        found[name] = {"color": colours[path], "linestyle": dash, "marker": marker, "fillstyle": fill}
+    return found
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Places for labels, as near to their values as they can be with this gap between any two, in the values' order."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    blocks: list[list[int]] = []
+    middle = lambda block: sum(values[k] for k in block) / len(block)  # noqa: E731
+    for k in order:
+        blocks.append([k])
+        while len(blocks) > 1:
+            below, above = blocks[-2:]
+            if middle(above) - middle(below) >= gap * (len(above) + len(below)) / 2:
+                break
+            blocks[-2:] = [below + above]
+    places = [0.0] * len(values)
+    for block in blocks:
+        for k, which in enumerate(block):
+            places[which] = middle(block) + gap * (k - (len(block) - 1) / 2)
+    return places
 
 
 def legend_beside(axes: Axes) -> None:

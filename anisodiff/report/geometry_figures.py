@@ -4,6 +4,7 @@ Sampling goes from left to right: levels fall along the axis.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -285,16 +286,16 @@ def gaussian_residuals(entries: Entries) -> Figure:
     return figure
 
 
-def convergence(files: dict[str, str]) -> Figure:
+def convergence(files: dict[str, str], look: dict[str, dict[str, Any]]) -> Figure:
     """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for (name, file), style in zip(files.items(), styles(len(files)), strict=True):
-        rows = tables.read(file)
-        for kind, dash, filling in (("state", ":", "white"), ("denoised", "-", style["color"])):
+    for name, file in files.items():
+        rows, style = tables.read(file), look[name]
+        for kind, dash, filling in (("state", ":", "none"), ("denoised", "-", "full")):
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(
-                mine["evaluations"], mine["distance"], **style | {"linestyle": dash}, markersize=4,
-                markerfacecolor=filling, label=f"{name}: {kind}",
+                mine["evaluations"], mine["distance"], **style | {"linestyle": dash, "fillstyle": filling},
+                markersize=4, label=f"{name}: {kind}",
             )  # fmt: skip
     distance_axis(axes, rows["features"].iloc[0])
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))

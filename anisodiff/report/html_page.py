@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from anisodiff.errors import StageError
-from anisodiff.report.captions import FIGURES, HEADLINE, Caption
+from anisodiff.report.captions import FIGURES, HEADLINE, LADDER, Caption
 from anisodiff.storage.files import write_text
 
 PAGES = {
@@ -74,7 +74,8 @@ def _dataset(folder: Path) -> str:
     if HEADLINE not in figures:
         raise StageError(f"{folder / 'plots'}: no {HEADLINE}: run the workflow until it has drawn the figures")
     found = [f'<h2 id="{escape(folder.name)}">{escape(folder.name)}</h2>']
-    found.append(_figure(folder.name, HEADLINE, figures.pop(HEADLINE)))
+    first = LADDER if LADDER in figures else HEADLINE
+    found.append(_figure(folder.name, first, figures.pop(first)))
     for name, title in PAGES.items():
         if (page := folder / name).is_file():
             found += [f"<h3>{title}</h3>", html(page.read_text(encoding="utf-8"))]

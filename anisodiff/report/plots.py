@@ -19,7 +19,19 @@ from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
 from anisodiff.report import geometry_figures, tables
 from anisodiff.report.captions import FIGURES
-from anisodiff.report.drawing import DASHES, MARKERS, STYLE, distance_axis, legend_beside, show, styles, tiled
+from anisodiff.report.drawing import (
+    DASHES,
+    MARKERS,
+    STYLE,
+    distance_axis,
+    legend_beside,
+    looks,
+    path_colours,
+    show,
+    spread,
+    styles,
+    tiled,
+)  # fmt: skip
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import atomic
 
@@ -29,8 +41,8 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
 
     Args:
         table: `table.csv`.
-        settings: what to show: dataset, sigma_max, methods, paths, warps, strips, grid_nfe, reference, samples,
-            geometry, convergence, published.
+        settings: what to show: dataset, sigma_max, methods (path and solver of each), ladder, paths, warps, strips,
+            grid_nfe, reference, samples, geometry, convergence, published.
         output: folder.
     """
     mpl.use("Agg")
@@ -42,19 +54,22 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         if path in paths
     }
     published = published_values(settings["dataset"], **settings["published"])
+    look = looks({name: (path, solver) for name, (path, solver) in settings["methods"].items()})
     figures: dict[str, Callable[[], Figure]] = {
-        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"], published),
+        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"], look, published),
         "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
         "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
         "dct-bases": lambda: dct_bases(32),
         "samples": lambda: samples(settings),
     }
+    if settings["ladder"]:
+        figures["ladder"] = lambda: ladder(tidy, settings["ladder"], look)
     if settings["strips"]:
         figures["denoising-strips"] = lambda: denoising_strips(settings["strips"])
     if settings["geometry"]:
         figures |= geometry_figures.figures(settings["geometry"])
     if settings["convergence"]:
-        figures["convergence"] = lambda: geometry_figures.convergence(settings["convergence"])
+        figures["convergence"] = lambda: geometry_figures.convergence(settings["convergence"], look)
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             figure = draw()
@@ -65,7 +80,8 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
             plt.close(figure)
 
 
-LINES = 10  # a panel, at most
+LINES = 5  # a panel, at most
+NFE = "NFE (denoiser evaluations an image)"
 
 
 def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFrame:
@@ -89,50 +105,116 @@ def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFram
     return rows[rows["method"].isin(methods)].sort_values("nfe")
 
 
-def distance_against_nfe(tidy: pd.DataFrame, methods: list[str], published: pd.DataFrame) -> Figure:
-    """Paper, Figure 2. Bars are one standard deviation over seed ranges, where there are several.
+def panels_of(methods: dict[str, tuple[str, str]]) -> list[list[str]]:
+    """Methods shared out to panels: those of a path together, and paths together while they are few."""
+    by_path: dict[str, list[str]] = {}
+    for name, (path, _) in methods.items():
+        by_path.setdefault(path, []).append(name)
+    panels: list[list[str]] = []
+    whole = False  # the last panel holds paths that were not shared out
+    for names in by_path.values():
+        if whole and len(panels[-1]) + len(names) <= LINES:
+            panels[-1] += names
+            continue
+        count = -(-len(names) // LINES)
+        size = -(-len(names) // count)
+        panels += [names[k : k + size] for k in range(0, len(names), size)]
+        whole = count == 1
+    return panels
 
-    Many methods are shared out to panels; the grey line in each is the best of all. Published values are grey, too.
+
+def distance_against_nfe(
+    tidy: pd.DataFrame,
+    methods: dict[str, tuple[str, str]],
+    look: dict[str, dict[str, Any]],
+    published: pd.DataFrame,
+) -> Figure:
+    """Paper, Figure 2, in small multiples: the grey band in each panel is the best of all methods at every budget.
+
+    Bars are one standard deviation over seed ranges, where there are several. Published values are thin and grey.
 
     Args:
         tidy: `table.csv`.
-        methods: in order.
+        methods: path and solver of each, in order.
+        look: from `looks`.
         published: from `published_values`.
     """
-    panels = -(-len(methods) // LINES)
-    size = -(-len(methods) // panels)
+    panels = panels_of(methods)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
     figure, all_axes = plt.subplots(
-        panels, figsize=(7.2, 4.2 if panels == 1 else 3.1 * panels), sharex=True, sharey=True, squeeze=False
-    )
+        rows, columns, figsize=(7.2, 4.2) if len(panels) == 1 else (10.5, 2.7 * rows), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
     budgets = sorted({*tidy["nfe"], *published["nfe"]})
     best = tidy.groupby("nfe")["mean"].min()
-    for index, axes in enumerate(all_axes[:, 0]):
-        if panels > 1:
-            axes.plot(best.index, best, color="0.75", linewidth=5, label="best of all", zorder=0)
-        for (method, network), rows in published.groupby(["method", "network"], sort=False):
+    for axes, names in zip(all_axes.flat, panels, strict=False):
+        if len(panels) > 1:
+            axes.plot(best.index, best, color="0.82", linewidth=6, label="best of all", zorder=0)
+        for (method, network), values in published.groupby(["method", "network"], sort=False):
             mark = MARKERS[published["method"].unique().tolist().index(method) % len(MARKERS)]
             label = f"{method}, published\n({network})"
             axes.plot(
-                rows["nfe"], rows["fid"], color="0.6", marker=mark, markersize=4, label=label, zorder=1, linewidth=1
+                values["nfe"], values["fid"], color="0.6", marker=mark, markersize=4, label=label, zorder=1, linewidth=1
             )
-        shown = methods[index * size : (index + 1) * size]
-        for method, style in zip(shown, styles(len(shown)), strict=True):
-            rows = tidy[tidy["method"] == method].sort_values("nfe")
-            axes.errorbar(
-                rows["nfe"], rows["mean"], rows["std"].fillna(0), label=method, markersize=4, linewidth=1.2, capsize=2,
-                **style,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        for name in names:
+            _line(axes, tidy, name, look[name], label=name)
+        _nfe_axis(axes, budgets, 1.11 if len(panels) == 1 else 1.2)
         distance_axis(axes, tidy["features"].iloc[0])
-        axes.set_xticks(budgets, _apart(budgets))
+        axes.label_outer()
         legend_beside(axes)
-    axes.set_xlabel("NFE (denoiser evaluations an image)")
+    for empty in range(len(panels), all_axes.size):
+        all_axes.flat[empty].set_visible(False)
+        above = all_axes.flat[empty - columns]
+        above.tick_params(labelbottom=True)
+        above.set_xlabel(NFE)
     all_axes[0, 0].set_title(f"{tidy['images'].min()} images a seed range; lower is better", fontsize=9)
     return figure
 
 
-def _apart(budgets: list[int], ratio: float = 1.11) -> list[str]:
+def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]) -> Figure:
+    """Rows that add one ingredient each, named at the ends of their lines; bars are one standard deviation.
+
+    Args:
+        tidy: `table.csv`.
+        names: methods, in order.
+        look: from `looks`.
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    ends = [_line(axes, tidy, name, look[name]) for name in names]
+    _nfe_axis(axes, sorted(set(tidy["nfe"])))
+    distance_axis(axes, tidy["features"].iloc[0])
+    low, high = np.log(axes.get_ylim())
+    places = np.exp(spread([float(np.log(y)) for _, y in ends], 0.055 * (high - low)))
+    for name, end, place in zip(names, ends, places, strict=True):
+        colour = look[name]["color"]
+        axes.annotate(
+            name, xy=end, xytext=(1.04, place), textcoords=axes.get_yaxis_transform(), color=colour, va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6}, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_title(f"{tidy['images'].min()} images a seed range; lower is better", fontsize=9)
+    return figure
+
+
+def _line(
+    axes: Axes, tidy: pd.DataFrame, name: str, look: dict[str, Any], label: str | None = None
+) -> tuple[float, float]:
+    """Draw a method's distances with their spreads; the line's last point."""
+    rows = tidy[tidy["method"] == name].sort_values("nfe")
+    axes.errorbar(
+        rows["nfe"], rows["mean"], rows["std"].fillna(0), label=label, markersize=4.5, linewidth=1.2, capsize=2, **look
+    )
+    return float(rows["nfe"].iloc[-1]), float(rows["mean"].iloc[-1])
+
+
+def _nfe_axis(axes: Axes, budgets: list[int], ratio: float = 1.11) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.set_xticks(budgets, _apart(budgets, ratio))
+    axes.set_xlabel(NFE)
+
+
+def _apart(budgets: list[int], ratio: float) -> list[str]:
     """Labels of logarithmic ticks, without those that would touch the one before."""
     labels, last = [], 0.0
     for nfe in budgets:
@@ -141,15 +223,19 @@ def _apart(budgets: list[int], ratio: float = 1.11) -> list[str]:
     return labels
 
 
-def _curves(
+def _styled(
     paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Name, times in [0, 1] and variances `[points, L, J]` of every path and warped path; L classes, or one for all."""
+) -> list[tuple[str, Tensor, Tensor, dict[str, Any]]]:
+    """Name, times in [0, 1], variances `[points, L, J]` and look of every path, and of those that are warped (open
+    markers); L classes, or one for all."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
+    colours, mark = path_colours(paths), dict(zip(paths, itertools.cycle(MARKERS), strict=False))
+    own = lambda path, fill: {"color": colours[path], "marker": mark[path], "fillstyle": fill}  # noqa: E731
     with torch.no_grad():
-        curves = [(name, t, path.table(t).square()) for name, path in paths.items()]
+        curves = [(name, t, path.table(t).square(), own(name, "full")) for name, path in paths.items()]
         curves += [
-            (f"{name} (warped)", t, paths[path].table(warp(t)[0]).square()) for name, (warp, path) in warps.items()
+            (f"{name} (warped)", t, paths[path].table(warp(t)[0]).square(), own(path, "none"))
+            for name, (warp, path) in warps.items()
         ]
     return curves
 
@@ -169,8 +255,7 @@ def _band(axes: Axes, x: Tensor, values: Tensor, style: dict[str, Any]) -> None:
 def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    curves = _curves(paths, warps)
-    for (name, t, g), style in zip(curves, styles(len(curves)), strict=True):
+    for name, t, g, style in _styled(paths, warps):
         for j in range(g.shape[2]):
             label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
             dash = {"linestyle": DASHES[j % len(DASHES)]}
@@ -187,10 +272,10 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
 def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 4: log g_1/g_j, below zero where the lowest frequencies are less noisy than the others."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    curves = [(name, t, g) for name, t, g in _curves(paths, warps) if g.shape[2] > 1]
-    for (name, t, g), style in zip(curves, styles(len(curves)), strict=True):
+    curves = [curve for curve in _styled(paths, warps) if curve[2].shape[2] > 1]
+    for name, t, g, style in curves:
         for j in range(1, g.shape[2]):
-            dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "marker": None}
+            dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "markevery": (40, 160), "markersize": 4}
             ratio = (g[..., 0] / g[..., j]).log()
             _band(axes, t * sigma_max**2, ratio, style)
             axes.plot(t * sigma_max**2, ratio.mean(1), label=f"{name}: $g_1/g_{j + 1}$", **(style | dash))

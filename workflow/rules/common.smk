@@ -272,7 +272,10 @@ def plot_settings(wildcards):
         {
             "dataset": dataset,
             "sigma_max": DATASETS[dataset]["sigma_max"],
-            "methods": list(DATASETS[dataset]["methods"]),
+            "methods": {
+                name: [method["path"], method["solver"]] for name, method in DATASETS[dataset]["methods"].items()
+            },
+            "ladder": DATASETS[dataset]["ladder"],
             "paths": {name: path_file(dataset, name) for name in plotted_paths(dataset)},
             "warps": {
                 name: [f"results/{dataset}/warps/{name}.safetensors", warps[name]["path"]]
