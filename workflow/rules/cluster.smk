@@ -4,6 +4,8 @@ import shlex
 import shutil
 import subprocess
 
+from snakemake.exceptions import WorkflowError
+
 from anisodiff.experiment import slurm
 
 CLUSTER = CONFIG["cluster"]

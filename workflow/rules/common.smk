@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from anisodiff.experiment import planning
@@ -25,7 +23,7 @@ try:
             check_text(Path(file))
     CONFIG = resolve(config, load_schema(Path(workflow.basedir) / "schemas/config.schema.yaml"))
 except StageError as error:
-    raise WorkflowError(str(error))
+    sys.exit(f"anisodiff: {error}")  # one line, on stderr in dry runs too
 DATASETS = CONFIG["datasets"]
 ENVIRONMENT = "../../envs/environment.yaml"
 
