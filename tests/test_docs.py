@@ -138,5 +138,5 @@ def test_the_tour_runs(clone):
 
 
 def test_every_page_is_in_the_menu():
-    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    menu = re.findall(r"^  - ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(menu) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
