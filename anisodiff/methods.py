@@ -31,7 +31,7 @@ def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str,
         network: the network.
         about: header of its file.
         dataset: settings of the dataset: sigma_data, class_conditional.
-        name: of the network, for the message.
+        name: the network's file, for the message.
 
     Raises:
         StageError: the network has another sigma_data, or does not say which; it has classes and the dataset is not,
@@ -142,7 +142,7 @@ def found_levels(file: Path, budget: StepCount, analytic: bool) -> Levels:
     """The levels that a search found for a budget.
 
     Args:
-        file: of the stage `search`.
+        file: written by the stage `search`.
         budget: how many nodes above 0, and whether a step to 0 follows.
         analytic: the first step is analytic.
 

@@ -14,8 +14,8 @@ from anisodiff.errors import StageError
 from anisodiff.grids.levels import Levels
 from anisodiff.methods import levels_of, own_sigma_data
 from anisodiff.paths.noise_path import NoisePath, edm_path
-from anisodiff.solvers.generation import batches, draw, start
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.generation import final_states
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # EDM's, of the grids that are not in a path's own time
@@ -58,7 +58,7 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
     Args:
         source: folder of a run (`results/digits/runs/ani`), or safetensors file of a network.
         path: safetensors file of a noise path; None takes the run's own, or EDM's for the file of a network.
-        device: as torch names it.
+        device: torch's name of where to compute.
 
     Raises:
         StageError: there is no such file, or it is damaged or of another kind, or network and path do not fit.
@@ -81,7 +81,7 @@ def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
 
     Args:
         path: safetensors file of a network, as `anisodiff convert` and the training stages write it.
-        device: as torch names it.
+        device: torch's name of where to compute.
 
     Raises:
         StageError: there is no such file, or it holds no network, or it does not say its sigma_data.
@@ -93,7 +93,7 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
     """Levels on which a solver makes exactly `nfe` evaluations an image.
 
     Args:
-        model: from `load`.
+        model: a network over a path, as `load` returns it.
         nfe: evaluations of the denoiser.
         solver: one of `SOLVERS`.
         grid: "karras" (EDM's), "log-snr", "vp-time", or "path-time" in the path's own time; None is "path-time"
@@ -124,10 +124,10 @@ def sample(
     """Draw images, one a seed: noise, class and image depend on the seed alone.
 
     Args:
-        model: from `load`.
+        model: a network over a path, as `load` returns it.
         nfe: evaluations of the denoiser an image.
         solver: one of `SOLVERS`.
-        seeds: of the images.
+        seeds: one an image.
         grid: see `levels`; or levels of your own, which then say how many evaluations there are.
         batch: images at a time.
 
@@ -140,11 +140,9 @@ def sample(
     _check_solver(solver)
     grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
     step, images = SOLVERS[solver].with_order(), []
-    for chosen, padded in batches(list(seeds), batch):
-        noise, labels = draw(padded, model.shape, model.classes)
-        labels = None if labels is None else labels.to(model.device)
-        own = grid.for_labels(labels)
-        z = solve(model.denoiser, start(model.denoiser, noise.to(model.device), own, labels), own, step, labels)
+    for chosen, z in final_states(
+        model.denoiser, grid, step, list(seeds), model.shape, model.classes, batch, model.device
+    ):
         images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
     return torch.cat(images) if images else torch.empty((0, *model.shape))
 

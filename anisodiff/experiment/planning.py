@@ -97,7 +97,7 @@ def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, 
 
     Args:
         dataset: its resolved configuration.
-        measured: from `throughput.measure_throughput`.
+        measured: speeds, as `throughput.measure_throughput` writes them.
     """
     used, sampling = needed(dataset), dataset["sampling"]
     runs = {name: dataset["runs"][name]["kimg"] * 1000 for name in used["runs"]}

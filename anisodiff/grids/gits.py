@@ -56,7 +56,7 @@ def costs(trajectories: Trajectory, kind: str = "l2", analytic: bool = False) ->
     """Cost of an Euler step from every node (row) to every later one (column), a mean over images; infinite elsewhere.
 
     Args:
-        trajectories: of the teacher, from `record_trajectory`.
+        trajectories: the teacher's, as `record_trajectory` keeps them.
         kind: "l2" or "l1" distance to the teacher's point, in pixels, or "deviation" from the chord, signed.
         analytic: of the first node's analytic direction; the other rows are infinite then.
     """
@@ -141,7 +141,7 @@ def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectory
 
     Args:
         ways: from `shortest`; ways of as many evaluations as steps.
-        trajectories: of the teacher, from `record_trajectory`.
+        trajectories: the teacher's, as `record_trajectory` keeps them.
         step: the student's.
     """
     first, teacher = trajectories.states[0], trajectories.states[-1]

@@ -21,9 +21,9 @@ def split_path(path: NoisePath, subspaces: Subspaces | PcaSubspaces, weights: st
     """A path that learns on from another: on its own subspaces, or on finer ones that all start as the isotropic one.
 
     Args:
-        path: to start from.
-        subspaces: of the new path.
-        weights: of its mean log-level, "rank" or "equal".
+        path: the one to start from.
+        subspaces: those that the new path is on.
+        weights: how its mean log-level weighs subspaces, by "rank" or "equal".
         classes: number of classes that get a schedule each; 0 is one for all.
 
     Raises:

@@ -54,7 +54,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
         if path in paths
     }
     published = published_values(settings["dataset"], **settings["published"])
-    look = looks({name: (path, solver) for name, (path, solver) in settings["methods"].items()})
+    look = looks(settings["methods"])
     figures: dict[str, Callable[[], Figure]] = {
         "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"], look, published),
         "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
@@ -136,7 +136,7 @@ def distance_against_nfe(
     Args:
         tidy: `table.csv`.
         methods: path and solver of each, in order.
-        look: from `looks`.
+        look: colour, line and marker of each, as `looks` gives them.
         published: from `published_values`.
     """
     panels = panels_of(methods)
@@ -178,7 +178,7 @@ def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]
     Args:
         tidy: `table.csv`.
         names: methods, in order.
-        look: from `looks`.
+        look: colour, line and marker of each, as `looks` gives them.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     ends = [_line(axes, tidy, name, look[name]) for name in names]

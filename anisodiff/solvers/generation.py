@@ -85,6 +85,37 @@ def finished(
     return to_uint8(pixels).cpu()
 
 
+def final_states(
+    denoiser: Denoiser,
+    levels: Levels,
+    step: Step,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    classes: int,
+    batch: int,
+    device: str = "cpu",
+    **options: bool,
+) -> Iterator[tuple[Sequence[int], Float[Tensor, "b c h w"]]]:
+    """Yield seeds and coefficients at the last level, a batch at a time; those after the seeds' are padding.
+
+    Args:
+        denoiser: network over the path.
+        levels: the grid.
+        step: the solver's step.
+        seeds: one an image.
+        shape: channels, height, width.
+        classes: number of classes; 0 for an unconditional network.
+        batch: images at a time.
+        device: where to compute.
+        options: keyword arguments of `solve`.
+    """
+    for chosen, padded in batches(seeds, batch):
+        noise, labels = draw(padded, shape, classes)
+        labels = None if labels is None else labels.to(device)
+        own = levels.for_labels(labels)
+        yield chosen, solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
+
+
 def generate(
     denoiser: Denoiser,
     levels: Levels,
@@ -109,14 +140,10 @@ def generate(
         batch: images at a time.
         device: where to compute.
         name: of the method and its budget, for messages.
-        options: of `solve`.
+        options: keyword arguments of `solve`.
 
     Raises:
         StageError: an image is NaN or infinite.
     """
-    for chosen, padded in batches(seeds, batch):
-        noise, labels = draw(padded, shape, classes)
-        labels = None if labels is None else labels.to(device)
-        own = levels.for_labels(labels)
-        z = solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
+    for chosen, z in final_states(denoiser, levels, step, seeds, shape, classes, batch, device, **options):
         yield chosen, finished(denoiser, z, chosen, name)

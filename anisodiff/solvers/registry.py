@@ -21,7 +21,7 @@ class Solver:
     """A solver's step, and what it costs.
 
     Attributes:
-        step: of its own order; multistep solvers take an `order` up to `max_order`.
+        step: takes one step, at the solver's own order; multistep solvers take an `order` up to `max_order`.
         evaluations: of the denoiser a step (a step to 0 costs one).
         max_order: highest order, and the usual one, of a multistep solver; None for others.
     """

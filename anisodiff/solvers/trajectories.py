@@ -20,7 +20,7 @@ class Trajectory:
     Attributes:
         states: coefficients at every node, `[N, B, C, H, W]`.
         flows: the flow at every node but the last, `[N-1, B, C, H, W]`; None where the solver keeps none.
-        evaluations: of the denoiser, made up to each node.
+        evaluations: how many the denoiser has made up to each node.
         levels: the grid, as the images see it.
         problem: what was solved.
     """
@@ -75,9 +75,9 @@ def record_trajectory(
         noise: standard normal, in pixels.
         levels: the grid, as the images see it.
         labels: one-hot classes.
-        step: of the solver.
+        step: takes one step of the solver.
         keep_flows: keep the flow at every node, of a solver that remembers flows (`euler`, `ipndm`, `deis`).
-        options: of `solve`.
+        options: keyword arguments of `solve`.
     """
     states, flows = [start(denoiser, noise, levels, labels)], []
     evaluations, before = [0], denoiser.evaluations

@@ -180,7 +180,7 @@ def evaluate(
 
     Args:
         source: see `sources.open_source`.
-        reference_file: from the stage `reference`, or a published npz.
+        reference_file: written by the stage `reference`, or a published npz.
         features: kind and file of the feature network.
         resolution: side that the images are resized to; None leaves it.
         transform: see `sources.fit`.
