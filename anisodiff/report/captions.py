@@ -42,7 +42,8 @@ FIGURES = {
     "learned-levels": Caption(
         "{dataset}: noise levels of the subspaces over time",
         "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). A band is the range over "
-        "classes. Colour is the path, as in all figures; here the line is the subspace, and open markers are warped.",
+        "classes. Colour is the path, as in all figures; here line and marker are not the solver but subspace and "
+        "path, open markers warped.",
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",

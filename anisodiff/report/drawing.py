@@ -116,7 +116,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return places
 
 
-def legend_beside(axes: Axes, size: float = 9) -> None:
+def legend_beside(axes: Axes, size: int = 9) -> None:
     """Draw the legend right of the axes, where it covers no data."""
     axes.legend(fontsize=size, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
