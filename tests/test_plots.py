@@ -1,32 +1,67 @@
 """The figures: what is drawn where, and that one look means one thing."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import colors
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from anisodiff.report import drawing, plots
+from anisodiff.report import drawing, geometry_figures, plots
 from anisodiff.solvers.registry import SOLVERS
+from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_published_values_are_drawn_behind(tmp_path):
+def labels(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def drawn(line: Line2D) -> tuple[Any, ...]:
+    """The look of a line, as it came out."""
+    return line.get_color(), line.get_marker(), line._unscaled_dash_pattern, line.get_markerfacecolor()
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Figures, closed after each test."""
+    yield
+    plt.close("all")
+
+
+def test_published_values_have_panels_of_their_own():
     tidy = pd.DataFrame(
         {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "std": 0.1, "images": 50000,
          "features": "inception"}
     )  # fmt: skip
+    methods = {"a": ("edm", "heun")}
     published = plots.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
-    axes = plots.distance_against_nfe(
-        tidy, {"a": ("edm", "heun")}, drawing.looks({"a": ("edm", "heun")}), published
-    ).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["EDM, published\n(edm-cifar10-32x32-cond-vp)",
-                      "g ani, published\n(edm-cifar10-32x32-cond-vp finetuned)", "a"]  # fmt: skip
-    assert axes.lines[0].get_ydata().tolist() == [35.55, 14.44, 6.80, 4.32, 3.11]
+    ours, theirs = plots.distance_against_nfe(tidy, methods, drawing.looks(methods), published).axes
+    assert labels(ours) == ["best of all", "a"]
+    assert labels(theirs) == ["best of all", "EDM, published\n(edm-cifar10-32x32-cond-vp)",
+                              "g ani, published\n(edm-cifar10-32x32-cond-vp finetuned)"]  # fmt: skip
+    assert theirs.lines[1].get_ydata().tolist() == [35.55, 14.44, 6.80, 4.32, 3.11]
+    assert ours.get_ylim() == theirs.get_ylim()
+    assert "published" in theirs.get_title(loc="left")
+
+
+def test_many_published_values_are_shared_out(tidy):
+    file = str(ROOT / "config/published.csv")
+    rows = pd.read_csv(file)
+    every = sorted(set(rows.loc[rows["dataset"] == "cifar10", "method"]))
+    published = plots.published_values("cifar10", file, every)
+    figure = plots.distance_against_nfe(tidy, METHODS, drawing.looks(METHODS), published)
+    drawn = [label for axes in figure.axes if axes.get_visible() for label in labels(axes) if "published" in label]
+    assert sorted(label.split(", published")[0] for label in drawn) == every
+    assert all(len(axes.get_legend().get_texts()) <= plots.LINES + 1 for axes in figure.axes if axes.get_visible())
 
 
 METHODS = {
@@ -53,11 +88,34 @@ def test_colour_is_the_path_and_line_and_marker_the_solver():
             assert (look[one]["color"] == look[other]["color"]) == (path == its_path)
             same = [look[one][key] == look[other][key] for key in ("linestyle", "marker")]
             assert (all(same), any(same)) == (solver == its_solver,) * 2
-    assert look["edm-midpoint"]["fillstyle"] != look["edm-finetuned"]["fillstyle"]
+    assert look["edm-midpoint"] != look["edm-finetuned"]
     assert drawing.path_colours(["edm", "iso", "ani"])["ani"] == look["ani"]["color"]
     everyone = {(str(dash), mark) for dash, mark in drawing.SOLVERS.values()}
     assert set(drawing.SOLVERS) == set(SOLVERS)
     assert len(everyone) == len({mark for _, mark in everyone}) == len(SOLVERS)
+
+
+def test_a_path_keeps_its_colour_whatever_else_is_configured():
+    alone, beside = drawing.path_colours(["ani"]), drawing.path_colours(["new", "iso", "ani", "another"])
+    assert alone["ani"] == beside["ani"]
+    assert beside == drawing.path_colours(["another", "ani", "new"]) | {"iso": beside["iso"]}
+    assert len({*beside.values()}) == len(beside)
+
+
+def test_unknown_solvers_get_looks_by_name():
+    given = {"one": ("edm", "zz"), "two": ("edm", "aa"), "three": ("edm", "heun")}
+    look = drawing.looks(given)
+    assert look == drawing.looks(dict(reversed(given.items())))
+    assert len({(str(each["linestyle"]), each["marker"]) for each in look.values()}) == 3
+    known = {(str(dash), marker) for dash, marker in drawing.SOLVERS.values()}
+    assert not known & {(str(dash), marker) for dash, marker in drawing.FURTHER_LINES}
+
+
+def test_known_paths_differ_in_grey_print():
+    luminance = [
+        np.dot(np.square(colors.to_rgb(colour)), (0.2126, 0.7152, 0.0722)) for colour in drawing.PATHS.values()
+    ]
+    assert (np.diff(np.sort(np.cbrt(luminance))) > 0.08).all()
 
 
 def test_every_method_is_in_one_panel_of_few(tidy):
@@ -68,20 +126,61 @@ def test_every_method_is_in_one_panel_of_few(tidy):
     none = plots.published_values("toy", "", [])
     figure = plots.distance_against_nfe(tidy, METHODS, drawing.looks(METHODS), none)
     for axes, names in zip(figure.axes, panels, strict=False):
-        shown = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert shown == ["best of all", *names]
+        assert labels(axes) == ["best of all", *names]
         assert axes.lines[0].get_ydata().tolist() == pytest.approx([9 / 5, 1.0])
+        assert axes.get_xlim() == figure.axes[0].get_xlim()
+
+
+def test_methods_look_the_same_in_every_figure(tidy, tmp_path):
+    look, none = drawing.looks(METHODS), plots.published_values("toy", "", [])
+    chosen = ["edm", "ipndm", "ani-ipndm"]
+    files = {}
+    for name in chosen:
+        files[name] = str(tmp_path / f"{name}.csv")
+        rows = {"kind": ["state", "state", "denoised", "denoised"], "evaluations": [1, 2, 1, 2], "images": 50}
+        pd.DataFrame(rows | {"distance": [4.0, 2.0, 3.0, 1.0], "features": "digits-cnn"}).to_csv(files[name])
+    panels = plots.distance_against_nfe(tidy, METHODS, look, none).axes
+    _, right = geometry_figures.convergence(files, look).axes
+    ladder = plots.ladder(tidy, chosen, look).axes[0]
+    in_panels = {bars.get_label(): bars.lines[0] for axes in panels for bars in axes.containers}
+    for name, at_nodes, in_ladder in zip(chosen, right.lines, ladder.containers, strict=True):
+        assert at_nodes.get_label() == name
+        assert drawn(in_panels[name]) == drawn(at_nodes) == drawn(in_ladder.lines[0])
+        assert drawn(at_nodes)[:2] == (look[name]["color"], look[name]["marker"])
+    assert drawn(in_panels["edm-midpoint"]) != drawn(in_panels["edm-finetuned"])
+
+
+def test_strips_have_the_colours_of_their_paths_and_any_number_of_subspaces(tmp_path):
+    look = drawing.looks(METHODS)
+    files = {}
+    for name, subspaces in (("iso", 1), ("ani", 5)):
+        files[name] = str(tmp_path / f"{name}.safetensors")
+        levels = torch.linspace(1, 0, 4)[:, None].repeat(1, subspaces)
+        checkpoints.save(files[name], {"denoised": torch.zeros(4, 3, 1, 8, 8), "levels": levels}, {})
+    axes = plots.denoising_strips(files, look).axes
+    for schedule, name in ((axes[1], "iso"), (axes[3], "ani")):
+        assert {line.get_color() for line in schedule.lines} == {look[name]["color"]}
+        assert all(line.get_markersize() > 0 and line.get_linewidth() > 0 for line in schedule.lines)
+        assert len({(line.get_linestyle(), line.get_marker()) for line in schedule.lines}) == len(schedule.lines)
 
 
 def test_a_ladders_rows_are_named_at_their_ends(tidy):
     names = ["edm", "edm-midpoint", "iso", "ani"]
+    tidy.loc[tidy["method"] == "iso", "nfe"] = [3, 5]  # it ends before the others do
     look = drawing.looks(METHODS)
     (axes,) = plots.ladder(tidy, names, look).axes
-    assert [text.get_text() for text in axes.texts] == names
-    assert [text.get_color() for text in axes.texts] == [look[name]["color"] for name in names]
-    places = np.log([text.xyann[1] for text in axes.texts])
+    assert len(axes.containers) == len(names)
+    assert all(bars.has_yerr for bars in axes.containers)
+    named = [text for text in axes.texts if text.get_text()]
+    assert [text.get_text() for text in named] == names
+    assert [text.get_color() for text in named] == [look[name]["color"] for name in names]
+    places = np.sort(np.log([text.xy[1] for text in named]))
     low, high = np.log(axes.get_ylim())
-    assert (np.diff(places) >= 0.055 * (high - low) - 1e-9).all()  # the rows' distances rise in this order
+    assert (np.diff(places) >= 0.055 * (high - low) - 1e-9).all()
+    leaders = [colors.to_hex(text.arrow_patch.get_edgecolor()) for text in axes.texts if text.arrow_patch]
+    lines = {colors.to_hex(each["color"]) for each in look.values()}
+    assert [leader in lines for leader in leaders] == [True, True, False, True]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=9))

@@ -14,7 +14,7 @@ HEADLINE = "distance-against-nfe"  # of a report, where there is no ladder
 LADDER = "ladder"
 SHAPES = (
     "Lines are medians over trajectories, bands hold the middle 80 %. One panel or row for each network over a path; "
-    "sampling goes from left to right, from noise to image."
+    "sampling goes from left to right, from noise to image. Colour and line are the denoiser here."
 )
 FIGURES = {
     LADDER: Caption(
@@ -26,8 +26,9 @@ FIGURES = {
     HEADLINE: Caption(
         "{dataset}: Frechet distance against NFE",
         "A line is a method: its mean over seed ranges, with bars of one standard deviation where there are "
-        "several; the grey band is the best of all. Colour is the path, line and marker the solver. NFE counts the "
-        "denoiser's evaluations for one image. Lower is better.",
+        "several; the grey band is the best of all. Colour is the path, line and marker the solver. Values that "
+        "others published are grey, in panels of their own. NFE counts the denoiser's evaluations for one image. Lower "
+        "is better.",
     ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",
@@ -36,20 +37,23 @@ FIGURES = {
     "denoising-strips": Caption(
         "{dataset}: denoised estimates on the way from noise to image",
         "A row is one image: what the denoiser expects at each node of the grid. Beside it the noise level of each "
-        "subspace.",
+        "subspace; colour is the path, as in all figures.",
     ),
     "learned-levels": Caption(
         "{dataset}: noise levels of the subspaces over time",
         "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). A band is the range over "
-        "classes.",
+        "classes. Colour is the path, as in all figures; here line and marker are not the solver but subspace and "
+        "path, open markers warped.",
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",
-        "Below zero the lowest frequencies are less noisy than the others. A band is the range over classes.",
+        "Below zero the lowest frequencies are less noisy than the others. A band is the range over classes. Colour is "
+        "the path, as in all figures; open markers are warped.",
     ),
     "convergence": Caption(
         "{dataset}: Frechet distance at every node of a grid",
-        "Of the states, and of the denoised estimates: what a jump from that node to the end would return.",
+        "Of the states, and of the denoised estimates: what a jump from that node to the end would return. "
+        "Colour is the path, line and marker the solver, as in all figures.",
     ),
     "geometry-deviation": Caption(
         "{dataset}: how far trajectories leave the straight line between their ends",

@@ -15,6 +15,9 @@ from anisodiff.metrics import frechet
 COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX<>*hp"
+# colour of a path, the same in every figure: no two of these are of one lightness, for print in grey
+PATHS = {"edm": "#000000", "iso": "#E69F00", "ani": "#0072B2", "spectral-iso": "#009E73", "spectral-ani": "#882255"}
+FURTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#332288", "#999933", "#44AA99", "#661100")  # of other paths
 # line and marker of a solver, the same in every figure
 SOLVERS: dict[str, tuple[Any, str]] = {
     "midpoint": ("-", "o"),
@@ -26,10 +29,20 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     "unipc": ((0, (3, 1, 1, 1, 1, 1)), "P"),
     "unipc-bh1": ((0, (3, 2)), "p"),
     "deis": ((0, (2, 1)), "X"),
-    "ipndm": ((0, (1, 1)), "*"),
+    "ipndm": ((0, (1, 1)), ">"),
     "ipndm-v": ((0, (4, 1, 1, 1)), "<"),
 }
-FILLS = ("full", "none", "left", "right", "top", "bottom")  # of markers: methods that share path and solver
+FURTHER_LINES: tuple[tuple[Any, str], ...] = (  # of other solvers
+    ((0, (1, 2)), "h"),
+    ((0, (8, 2, 2, 2)), "H"),
+    ((0, (5, 3)), "*"),
+    ((0, (2, 3)), "8"),
+)
+FILLS: tuple[dict[str, str], ...] = (  # of markers: methods that share path and solver
+    {"fillstyle": "full"},
+    {"fillstyle": "full", "markerfacecolor": "white"},
+    *({"fillstyle": side, "markerfacecoloralt": "white"} for side in ("left", "right", "top", "bottom")),
+)
 STYLE = {
     "font.size": 9,
     "axes.grid": True,
@@ -52,9 +65,18 @@ def styles(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def _others(names: Iterable[str], known: Iterable[str], further: Sequence[Any]) -> dict[str, Any]:
+    """What names that are not known get, by their own order: again from the first where there are more of them."""
+    return dict(zip(sorted(set(names) - set(known)), itertools.cycle(further), strict=False))
+
+
 def path_colours(paths: Iterable[str]) -> dict[str, str]:
-    """The colour of each path, in every figure."""
-    return {path: COLOURS[k % len(COLOURS)] for k, path in enumerate(dict.fromkeys(paths))}
+    """The colour of each path, in every figure.
+
+    Args:
+        paths: all of an experiment; those that have no colour of their own get further ones by name.
+    """
+    return PATHS | _others(paths, PATHS, FURTHER_COLOURS)
 
 
 def looks(methods: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
@@ -63,12 +85,15 @@ def looks(methods: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
     Args:
         methods: name -> path, solver; all of an experiment, so that a method looks the same in all its figures.
     """
-    colours, seen, found = path_colours(path for path, _ in methods.values()), Counter(), {}
+    colours = path_colours(path for path, _ in methods.values())
+    lines = SOLVERS | _others((solver for _, solver in methods.values()), SOLVERS, FURTHER_LINES)
+    seen: Counter[tuple[str, str]] = Counter()
+    found = {}
     for name, (path, solver) in methods.items():
-        dash, marker = SOLVERS.get(solver, ("-", "h"))
+        dash, marker = lines[solver]
         fill = FILLS[seen[path, solver] % len(FILLS)]
         seen[path, solver] += 1
-        found[name] = {"color": colours[path], "linestyle": dash, "marker": marker, "fillstyle": fill}
+        found[name] = {"color": colours[path], "linestyle": dash, "marker": marker, **fill}
     return found
 
 
@@ -91,8 +116,9 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return places
 
 
-def legend_beside(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+def legend_beside(axes: Axes, size: int = 9) -> None:
+    """Draw the legend right of the axes, where it covers no data."""
+    axes.legend(fontsize=size, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
 def distance_axis(axes: Axes, features: str) -> None:

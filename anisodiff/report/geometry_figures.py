@@ -287,19 +287,25 @@ def gaussian_residuals(entries: Entries) -> Figure:
 
 
 def convergence(files: dict[str, str], look: dict[str, dict[str, Any]]) -> Figure:
-    """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns."""
-    figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for name, file in files.items():
-        rows, style = tables.read(file), look[name]
-        for kind, dash, filling in (("state", ":", "none"), ("denoised", "-", "full")):
+    """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns.
+
+    Args:
+        files: method -> CSV of the stage `convergence`.
+        look: of methods, from `looks`.
+    """
+    figure, both = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True, sharey=True)
+    for axes, kind, title in zip(both, ("state", "denoised"), ("states", "denoised estimates"), strict=True):
+        for name, file in files.items():
+            rows = tables.read(file)
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
-            axes.plot(
-                mine["evaluations"], mine["distance"], **style | {"linestyle": dash, "fillstyle": filling},
-                markersize=4, label=f"{name}: {kind}",
-            )  # fmt: skip
-    distance_axis(axes, rows["features"].iloc[0])
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.set_xlabel("denoiser evaluations an image, of which the jump's is one")
-    axes.set_title(f"{rows['images'].iloc[0]} images; lower is better", fontsize=9)
-    legend_beside(axes)
+            axes.plot(mine["evaluations"], mine["distance"], label=name, markersize=4, linewidth=1.2, **look[name])
+        distance_axis(axes, rows["features"].iloc[0])
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.label_outer()
+    figure.supxlabel(
+        f"denoiser evaluations an image, of which the jump's is one ({rows['images'].iloc[0]} images; lower is better)",
+        fontsize=9,
+    )
+    legend_beside(both[1])
     return figure

@@ -29,7 +29,6 @@ from anisodiff.report.drawing import (
     path_colours,
     show,
     spread,
-    styles,
     tiled,
 )  # fmt: skip
 from anisodiff.storage import checkpoints
@@ -65,7 +64,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
     if settings["ladder"]:
         figures["ladder"] = lambda: ladder(tidy, settings["ladder"], look)
     if settings["strips"]:
-        figures["denoising-strips"] = lambda: denoising_strips(settings["strips"])
+        figures["denoising-strips"] = lambda: denoising_strips(settings["strips"], look)
     if settings["geometry"]:
         figures |= geometry_figures.figures(settings["geometry"])
     if settings["convergence"]:
@@ -81,6 +80,7 @@ def make(table: Path, settings: dict[str, Any], output: Path) -> None:
 
 
 LINES = 5  # a panel, at most
+LINE = {"markersize": 5.5, "linewidth": 1.2}
 NFE = "NFE (denoiser evaluations an image)"
 
 
@@ -131,7 +131,8 @@ def distance_against_nfe(
 ) -> Figure:
     """Paper, Figure 2, in small multiples: the grey band in each panel is the best of all methods at every budget.
 
-    Bars are one standard deviation over seed ranges, where there are several. Published values are thin and grey.
+    Bars are one standard deviation over seed ranges, where there are several. Published values are grey, in panels of
+    their own, the last.
 
     Args:
         tidy: `table.csv`.
@@ -139,37 +140,57 @@ def distance_against_nfe(
         look: colour, line and marker of each, as `looks` gives them.
         published: from `published_values`.
     """
+    others = published.groupby(["method", "network"], sort=False)
     panels = panels_of(methods)
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, all_axes = plt.subplots(
-        rows, columns, figsize=(7.2, 4.2) if len(panels) == 1 else (10.5, 2.7 * rows), sharex=True, sharey=True,
-        squeeze=False,
-    )  # fmt: skip
-    budgets = sorted({*tidy["nfe"], *published["nfe"]})
+    count = len(panels) + -(-others.ngroups // LINES)
+    figure, all_axes = _panels(count)
     best = tidy.groupby("nfe")["mean"].min()
+    for axes in all_axes.flat[:count] if count > 1 else ():
+        axes.plot(best.index, best, color="0.82", linewidth=6, label="best of all", zorder=0)
     for axes, names in zip(all_axes.flat, panels, strict=False):
-        if len(panels) > 1:
-            axes.plot(best.index, best, color="0.82", linewidth=6, label="best of all", zorder=0)
-        for (method, network), values in published.groupby(["method", "network"], sort=False):
-            mark = MARKERS[published["method"].unique().tolist().index(method) % len(MARKERS)]
-            label = f"{method}, published\n({network})"
-            axes.plot(
-                values["nfe"], values["fid"], color="0.6", marker=mark, markersize=4, label=label, zorder=1, linewidth=1
-            )
         for name in names:
             _line(axes, tidy, name, look[name], label=name)
-        _nfe_axis(axes, budgets, 1.11 if len(panels) == 1 else 1.2)
+        axes.set_title(_path_title(names, methods), fontsize=9, loc="left")
+    for k, ((method, network), values) in enumerate(others):
+        axes = all_axes.flat[len(panels) + k // LINES]
+        label, style = f"{method}, published\n({network})", {"color": "0.45", "marker": MARKERS[k % LINES]}
+        axes.plot(values["nfe"], values["fid"], label=label, markersize=4.5, linewidth=1, linestyle=":", **style)
+        axes.set_title("published by others", fontsize=9, loc="left")
+    budgets = sorted({*tidy["nfe"], *published["nfe"]})
+    for k, axes in enumerate(all_axes.flat[:count]):
+        _nfe_axis(axes, budgets, 1.11 if count == 1 else 1.2)
         distance_axis(axes, tidy["features"].iloc[0])
         axes.label_outer()
-        legend_beside(axes)
-    for empty in range(len(panels), all_axes.size):
+        legend_beside(axes, size=9 if k < len(panels) else 6)
+    _hide(all_axes, count)
+    figure.supxlabel(_images(tidy), fontsize=9)
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """As many panels and no fewer, in two columns on the same axes."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    size = (7.2, 4.2) if count == 1 else (10.5, 0.4 + 2.7 * rows)
+    return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+
+
+def _hide(all_axes: np.ndarray, count: int) -> None:
+    """Hide the panels after these; those above them get their labels."""
+    for empty in range(count, all_axes.size):
         all_axes.flat[empty].set_visible(False)
-        above = all_axes.flat[empty - columns]
+        above = all_axes.flat[empty - all_axes.shape[1]]
         above.tick_params(labelbottom=True)
         above.set_xlabel(NFE)
-    all_axes[0, 0].set_title(f"{tidy['images'].min()} images a seed range; lower is better", fontsize=9)
-    return figure
+
+
+def _path_title(names: list[str], methods: dict[str, tuple[str, str]]) -> str:
+    paths = list(dict.fromkeys(methods[name][0] for name in names))
+    return f"path{'s' * (len(paths) > 1)} {', '.join(paths)}"
+
+
+def _images(tidy: pd.DataFrame) -> str:
+    return f"{tidy['images'].min()} images a seed range; lower is better"
 
 
 def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]) -> Figure:
@@ -186,14 +207,36 @@ def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]
     distance_axis(axes, tidy["features"].iloc[0])
     low, high = np.log(axes.get_ylim())
     places = np.exp(spread([float(np.log(y)) for _, y in ends], 0.055 * (high - low)))
+    last = max(nfe for nfe, _ in ends)
     for name, end, place in zip(names, ends, places, strict=True):
-        colour = look[name]["color"]
-        axes.annotate(
-            name, xy=end, xytext=(1.04, place), textcoords=axes.get_yaxis_transform(), color=colour, va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6}, annotation_clip=False,
-        )  # fmt: skip
-    axes.set_title(f"{tidy['images'].min()} images a seed range; lower is better", fontsize=9)
+        _name_at_end(axes, name, end, float(place), look[name], early=end[0] < last)
+    axes.set_title(_images(tidy), fontsize=9)
     return figure
+
+
+def _name_at_end(
+    axes: Axes, name: str, end: tuple[float, float], place: float, look: dict[str, Any], early: bool
+) -> None:
+    """Write a name right of the axes, after a piece of its line and led to from where that ends.
+
+    Args:
+        axes: with the line.
+        name: of the line.
+        end: last point of the line.
+        place: of the name, on the vertical axis.
+        look: of the line.
+        early: others go on to the right: they are crossed in a grey that no line has.
+    """
+    beside = axes.get_yaxis_transform()
+    leader = (
+        {"color": "0.6", "linewidth": 0.6, "linestyle": ":"} if early else {"color": look["color"], "linewidth": 0.6}
+    )
+    axes.annotate(
+        "", xy=end, xytext=(1.03, place), textcoords=beside, annotation_clip=False,
+        arrowprops={"arrowstyle": "-", "shrinkA": 0, "shrinkB": 0, "zorder": 0.5, **leader},
+    )  # fmt: skip
+    axes.plot([1.03, 1.06, 1.09], [place] * 3, transform=beside, clip_on=False, markevery=[1], **LINE, **look)
+    axes.annotate(name, xy=(1.1, place), xycoords=beside, color=look["color"], va="center", annotation_clip=False)
 
 
 def _line(
@@ -201,9 +244,7 @@ def _line(
 ) -> tuple[float, float]:
     """Draw a method's distances with their spreads; the line's last point."""
     rows = tidy[tidy["method"] == name].sort_values("nfe")
-    axes.errorbar(
-        rows["nfe"], rows["mean"], rows["std"].fillna(0), label=label, markersize=4.5, linewidth=1.2, capsize=2, **look
-    )
+    axes.errorbar(rows["nfe"], rows["mean"], rows["std"].fillna(0), label=label, capsize=2, **LINE, **look)
     return float(rows["nfe"].iloc[-1]), float(rows["mean"].iloc[-1])
 
 
@@ -299,8 +340,13 @@ def dct_bases(size: int) -> Figure:
     return figure
 
 
-def denoising_strips(strips: dict[str, str]) -> Figure:
-    """Paper, Figure 1: denoised estimates at every node from T to 0, and the schedule beside them."""
+def denoising_strips(strips: dict[str, str], look: dict[str, dict[str, Any]]) -> Figure:
+    """Paper, Figure 1: denoised estimates at every node from T to 0, and the schedule beside them.
+
+    Args:
+        strips: method -> trajectory.
+        look: from `looks`, of which the path's colour is taken; line, marker and filling say the subspace here.
+    """
     shown = 3  # images
     figure, all_axes = plt.subplots(
         len(strips), 2, figsize=(7.2, 2.6 * len(strips)), width_ratios=(1.9, 1), squeeze=False
@@ -315,10 +361,11 @@ def denoising_strips(strips: dict[str, str]) -> Figure:
             text = "\n".join(f"{sigma:.2g}" for sigma in level) if level.max() > 0 else "0"
             strip_axes.text((k + 0.45) * width, -0.1 * width, text, ha="center", va="bottom", fontsize=7)
         strip_axes.set_title(f"{name}: estimates of $x_0$ at levels $\\sigma_j$", fontsize=9, pad=24)
-        for j, style in enumerate(styles(levels.shape[1])):
+        for j in range(levels.shape[1]):
             label = f"subspace {j + 1}" if levels.shape[1] > 1 else "all frequencies"
-            look = style | {"linestyle": DASHES[j % len(DASHES)], "markersize": 7 - 3 * j, "linewidth": 2 - j}
-            schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, **look)
+            style = {"linestyle": DASHES[j % len(DASHES)], "marker": MARKERS[j % len(MARKERS)]}
+            style |= {"markersize": max(7 - 3 * j, 3), "fillstyle": "none" if j == 0 else "full"}
+            schedule_axes.plot(range(nodes - 1), levels[:-1, j], label=label, color=look[name]["color"], **style)
         schedule_axes.set_yscale("log")
         schedule_axes.set_xlabel("node (0 is t = T)")
         schedule_axes.set_ylabel("noise level $\\sigma_j$ (pixel values)")
