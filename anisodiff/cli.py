@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from anisodiff.errors import StageError, Stopped
+from anisodiff.errors import InvalidArgument, StageError, Stopped
 from anisodiff.storage.files import provenance, version
 from anisodiff.training.launch import launch
 
@@ -581,7 +581,7 @@ def main() -> None:
     """Run a stage; a failure that the user can mend is one line and a non-zero exit."""
     try:
         app(standalone_mode=True)
-    except StageError as error:
+    except (StageError, InvalidArgument) as error:
         # every rank fails alike: one says why
         sys.exit(f"anisodiff: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except OSError as error:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.paths.noise_path import BatchPath, NoisePath
 
 
@@ -76,10 +76,12 @@ class Denoiser(nn.Module):
             labels: one-hot classes; None is no class, which EDM's networks take as labels of zeros.
 
         Raises:
-            StageError: as many levels as there are no images, or labels that the network does not take.
+            InvalidArgument: as many levels as there are no images, or labels that the network does not take.
         """
         sigma = torch.as_tensor(sigma, dtype=None if isinstance(sigma, Tensor) else torch.float64, device=x.device)
         if sigma.numel() not in (1, len(x)):
-            raise StageError(f"sigma: {sigma.numel()} levels for {len(x)} images: give one for all, or one an image")
+            raise InvalidArgument(
+                f"sigma: {sigma.numel()} levels for {len(x)} images: give one for all, or one an image"
+            )
         g = sigma.reshape(-1, 1).square().expand(len(x), self.path.subspaces.count)
         return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))

@@ -6,7 +6,7 @@ from typing import Any
 
 from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import StageError, naming
 from anisodiff.experiment.budgets import StepCount, steps_for_nfe
 from anisodiff.experiment.config import basis_of
 from anisodiff.grids import fixed
@@ -85,6 +85,12 @@ def read_denoiser(
             "set the dataset's resolution, or take another checkpoint"
         )
     check_dataset(network, about, dataset, network_file)
+    classes = path.classes or path.subspaces.classes
+    if classes and classes != network.classes:
+        raise StageError(
+            f"{path_file}: differs between its {classes} classes, {network_file} has {network.classes or 'none'}: "
+            "use a network with these"
+        )
     denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
     return denoiser.to(compute.device), [about, path_about]
 
@@ -92,7 +98,8 @@ def read_denoiser(
 def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
     """A partition of the DCT basis, or the principal subspaces of a file."""
     if basis_of(kind) is None:
-        return Subspaces(partition(size, kind))
+        with naming("settings"):
+            return Subspaces(partition(size, kind))
     if basis is None:
         raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
     return checkpoints.load_basis(basis)[0]
@@ -119,6 +126,11 @@ def levels_of(
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
+    with naming(f"grid {method['grid']}, {nfe} evaluations", "choose other levels, or another path"):
+        return _levels_of(method, nfe, dataset, path, warp, search)
+
+
+def _levels_of(method, nfe, dataset, path, warp, search) -> Levels:
     budget = steps_for_nfe(nfe, method)
     size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
     match method["grid"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels, at, levels
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import LogLinear, karras_sigmas
@@ -115,7 +115,7 @@ def uniform(
             the path does not go down to.
 
     Raises:
-        StageError: the path starts below the level `last`.
+        InvalidArgument: the path starts below the level `last`.
     """
     end = 0.0
     if last is not None:
@@ -123,7 +123,7 @@ def uniform(
         shared = LogLinear(mean.nodes, mean.logs.detach().flatten(0, -2).mean(0, keepdim=True))
         level = torch.tensor([2 * math.log(last)], dtype=torch.float64, device=mean.logs.device)
         if level >= shared.logs[0, -1]:
-            raise StageError(f"grid: a last level of {last:g} is above the whole path: lower last_level")
+            raise InvalidArgument(f"grid: a last level of {last:g} is above the whole path")
         end = float(shared.time_of(level).clamp(min=0))
     t = torch.linspace(1, end, 2 * points - 1, dtype=torch.float64)
     with torch.no_grad():

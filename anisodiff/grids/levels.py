@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,25 @@ class Levels:
 
     def __post_init__(self) -> None:
         if len(self.nodes) < 2 or len(self.inner) != len(self.nodes) - 1:
-            raise StageError(
+            raise InvalidArgument(
                 f"grid: {len(self.nodes)} nodes and {len(self.inner)} inner points: a step needs two nodes"
             )
         change = self.nodes.diff(dim=0)
         if (wrong := ~(change <= 0)).any():  # NaN too
             k, _, j = wrong.nonzero()[0].tolist()
-            raise StageError(f"grid: levels must fall: step {k} of subspace {j} rises: check the path and the grid")
+            raise InvalidArgument(f"grid: levels must fall: step {k} of subspace {j} rises")
         if (still := (change == 0).all(2)).any():
             k = int(still.nonzero()[0, 0])
-            raise StageError(f"grid: levels must fall: in step {k} no subspace does: check the path and the grid")
+            raise InvalidArgument(f"grid: levels must fall: in step {k} no subspace does")
         if (self.nodes[:-1] <= 0).any() or (self.nodes[-1] < 0).any() or len((self.nodes[-1] == 0).unique()) > 1:
-            raise StageError("grid: levels must be above 0, but for a last one of 0 in all subspaces: check the grid")
+            raise InvalidArgument("grid: levels must be above 0, but for a last one of 0 in all subspaces")
 
     def for_labels(self, labels: Float[Tensor, "b k"] | None) -> "Levels":
         """Each image's levels, by its one-hot label, from levels of every class."""
         if self.nodes.shape[1] == 1:
             return self
         if labels is None:
-            raise StageError(
-                "grid: has levels for each class, but the images have no labels: use a network with classes"
-            )
+            raise InvalidArgument("grid: has levels for each class, but the images have no labels")
         index = labels.argmax(1).to(self.nodes.device)
         return Levels(self.nodes[:, index], self.inner[:, index])
 

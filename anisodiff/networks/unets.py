@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anisodiff.errors import StageError, one_line
+from anisodiff.errors import InvalidArgument, one_line
 from anisodiff.networks.layers import (
     Conv2d,
     FilteredConv2d,
@@ -67,12 +67,12 @@ class RawNetwork(nn.Module):
             augment_labels: parameters of training-time augmentations; None, as in sampling, is none.
 
         Raises:
-            StageError: labels of other classes than the network has.
+            InvalidArgument: labels of other classes than the network has.
         """
         if labels is not None and not self.classes:
-            raise StageError(f"labels: {labels.shape[1]} classes for an unconditional network: give none")
+            raise InvalidArgument(f"labels: {labels.shape[1]} classes for an unconditional network: give none")
         if labels is not None and labels.shape[1] != self.classes:
-            raise StageError(f"labels: {labels.shape[1]} classes for a network of {self.classes}: give its own")
+            raise InvalidArgument(f"labels: {labels.shape[1]} classes for a network of {self.classes}: give its own")
         with torch.autocast(x.device.type, enabled=False):
             emb = self.embedding(noise_label, labels, augment_labels)
         return self.body(x, emb)
@@ -346,13 +346,13 @@ def _fits(value: Any, hint: Any) -> bool:
 def _check_arguments(model_type: str, arguments: dict[str, Any]) -> None:
     """Refuse a type and arguments that no network has."""
     if not isinstance(model_type, str) or model_type not in NETWORKS:
-        raise StageError(f"network: {model_type!r:.60} is unknown: use one of {', '.join(NETWORKS)}")
+        raise InvalidArgument(f"network: {model_type!r:.60} is unknown: use one of {', '.join(NETWORKS)}")
     hints = typing.get_type_hints(NETWORKS[model_type].__init__)
     for name, value in arguments.items():
         if name in hints and not _fits(value, hints[name]):
-            raise StageError(f"network: {name} is {value!r:.60}, which no network has: check its arguments")
+            raise InvalidArgument(f"network: {name} is {value!r:.60}, which no network has")
     if arguments.get("img_resolution", 0) > LARGEST_SIDE:
-        raise StageError(f"network: img_resolution is {arguments['img_resolution']}: use {LARGEST_SIDE} or less")
+        raise InvalidArgument(f"network: img_resolution is {arguments['img_resolution']}: use {LARGEST_SIDE} or less")
 
 
 def build(model_type: str, **arguments: Any) -> RawNetwork:
@@ -363,13 +363,13 @@ def build(model_type: str, **arguments: Any) -> RawNetwork:
         arguments: of its constructor.
 
     Raises:
-        StageError: an unknown type, or arguments that it does not have or that no network can have.
+        InvalidArgument: an unknown type, or arguments that it does not have or that no network can have.
     """
     _check_arguments(model_type, arguments)
     try:
         network = NETWORKS[model_type](**arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise StageError(f"network: {one_line(error)}: check its arguments") from error
+        raise InvalidArgument(f"network: {one_line(error)}") from error
     network.config["model_type"] = model_type
     return network
 
@@ -383,25 +383,25 @@ def restore(tensors: dict[str, Tensor], model_type: str, **arguments: Any) -> Ra
         arguments: of its constructor.
 
     Raises:
-        StageError: the arguments and the weights do not fit, or a weight is NaN or infinite.
+        InvalidArgument: the arguments and the weights do not fit, or a weight is NaN or infinite.
     """
     _check_arguments(model_type, arguments)
     levels, blocks = len(arguments.get("channel_mult", [1])), arguments.get("num_blocks", 1)
     # every block has tensors: seen before a million of them are set up, even without memory
     if levels * max(1, blocks) > len(tensors):
-        raise StageError(f"network: {blocks} blocks at {levels} resolutions do not fit its {len(tensors)} tensors")
+        raise InvalidArgument(f"network: {blocks} blocks at {levels} resolutions do not fit its {len(tensors)} tensors")
     with torch.device("meta"):  # sizes without memory
         asked = {name: tuple(each.shape) for name, each in build(model_type, **arguments).state_dict().items()}
     held = {name: tuple(each.shape) for name, each in tensors.items()}
     if asked != held:
         name = min(name for name in asked.keys() | held.keys() if asked.get(name) != held.get(name))
-        raise StageError(
+        raise InvalidArgument(
             f"network: its arguments and its tensors do not fit ({name:.60} is {held.get(name, 'missing')}, "
             f"and should be {asked.get(name, 'none')})"
         )
     for name, each in tensors.items():
         if not each.isfinite().all():
-            raise StageError(f"network: {name} holds NaN or infinite weights")
+            raise InvalidArgument(f"network: {name} holds NaN or infinite weights")
     network = build(model_type, **arguments)
     network.load_state_dict(tensors)
     return network

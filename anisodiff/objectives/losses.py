@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import InvalidArgument
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import NoisePath, Warp
 
@@ -67,7 +68,7 @@ def tlsm_loss(
     """
     path = denoiser.path.for_labels(labels)
     if through_level and (path.subspaces.count > 1 or probes is not None):
-        raise ValueError("the gradient passes through the level of one subspace only, and takes no probes")
+        raise InvalidArgument("the gradient passes through the level of one subspace only, and takes no probes")
     noise = path.at(t)
     z = path.from_pixels(x0) + path.scale(eps, noise.sigma)
     weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear, Variance, karras_logs
 from anisodiff.paths.subspaces import Subspaces, partition
@@ -79,9 +79,9 @@ class NoisePath(nn.Module, _Coordinates):
         weights = ranks / ranks.sum() if weights is None else weights.to(torch.float64)
         rows = schedule.curve.logs.shape[-2]
         if rows != subspaces.count:
-            raise ValueError(f"{rows} schedules for {subspaces.count} subspaces")
+            raise InvalidArgument(f"{rows} schedules for {subspaces.count} subspaces")
         if len(weights) != subspaces.count or abs(float(weights.sum()) - 1) > 1e-9:
-            raise ValueError("label weights must be one a subspace and sum to one")
+            raise InvalidArgument("label weights must be one a subspace and sum to one")
         self.register_buffer("weights", weights)
 
     @property
@@ -99,14 +99,14 @@ class NoisePath(nn.Module, _Coordinates):
         """The path as images with these one-hot labels see it.
 
         Raises:
-            StageError: schedules per class, but no labels or those of other classes.
+            InvalidArgument: schedules per class, but no labels or those of other classes.
         """
         wanted = self.classes or self.subspaces.classes
         if not wanted:
             return self
         if labels is None or labels.shape[1] != wanted:
             given = "no labels" if labels is None else f"labels of {labels.shape[1]} classes"
-            raise StageError(f"path: differs between its {wanted} classes, but got {given}: use a network with these")
+            raise InvalidArgument(f"path: differs between its {wanted} classes, but got {given}")
         index = labels.argmax(1)
         curve = self.curve
         mine = LogLinear(curve.nodes, curve.logs[index]) if self.classes else curve
@@ -154,7 +154,7 @@ class Warp(nn.Module):
     def __init__(self, path: NoisePath, logs: Float[Tensor, "1 k"] | None = None, knots: int = 32):
         super().__init__()
         if path.classes:
-            raise StageError("warp: a path with a schedule a class has no common time to warp: use the grid uniform")
+            raise InvalidArgument("warp: a path with a schedule a class has no common time to warp")
         mean = path.mean
         self.register_buffer("path_nodes", mean.nodes.clone(), persistent=False)
         self.register_buffer("path_logs", mean.logs.detach().clone(), persistent=False)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 
 
 class PcaSubspaces(nn.Module):
@@ -23,7 +23,7 @@ class PcaSubspaces(nn.Module):
         which: the basis of each class, `[classes]`; one entry if all images share a basis.
 
     Raises:
-        StageError: the rows are not orthonormal.
+        InvalidArgument: the rows are not orthonormal.
     """
 
     count = 2
@@ -32,7 +32,7 @@ class PcaSubspaces(nn.Module):
         super().__init__()
         identity = torch.eye(vectors.shape[1], dtype=vectors.dtype)
         if not all(torch.allclose(each @ each.T, identity, atol=1e-4) for each in vectors):
-            raise StageError("basis: its vectors are not orthonormal: make it again")
+            raise InvalidArgument("basis: its vectors are not orthonormal")
         self.register_buffer("vectors", vectors)
         self.register_buffer("which", which)
         self._rows: Tensor | None = None  # basis of each image of a batch, see `for_classes`
@@ -65,7 +65,7 @@ class PcaSubspaces(nn.Module):
         """For each basis in use: the images that have it, the basis, and their components `[b, C, r]`."""
         flat = z.flatten(2)
         if self.classes and self._rows is None:
-            raise StageError("path: has one basis a class: give labels")
+            raise InvalidArgument("path: it has one basis a class, and there are no labels")
         if self._rows is None:
             vectors = self.vectors[0].to(z.dtype)
             yield slice(None), vectors, flat @ vectors.T

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def _require_rise(logs: Float[Tensor, "*l j k"]) -> None:
     if bad.any():
         *row, subspace, knot = bad.nonzero()[0].tolist()
         of_class = f" of class {row[0]}" if row else ""
-        raise StageError(
-            f"path: the log variance of subspace {subspace}{of_class} does not rise from knot {knot} to {knot + 1}: "
-            "lower the path's learning rate"
+        raise InvalidArgument(
+            f"path: the log variance of subspace {subspace}{of_class} does not rise from knot {knot} to {knot + 1}"
         )
 
 
@@ -57,7 +56,7 @@ class LogLinear:
         logs: log variance at each node, rising, `[J, K]`; with a leading axis, one schedule a class or an image.
 
     Raises:
-        StageError: the logs do not rise.
+        InvalidArgument: the logs do not rise.
     """
 
     nodes: Float[Tensor, " k"]
@@ -65,7 +64,7 @@ class LogLinear:
 
     def __post_init__(self) -> None:
         if not (self.nodes.diff() > 0).all() or self.nodes[0] != 0 or self.nodes[-1] != 1:
-            raise ValueError("knots must rise from 0 to 1")
+            raise InvalidArgument("knots must rise from 0 to 1")
         _require_rise(self.logs)
 
     def __call__(self, t: Float[Tensor, " b"]) -> Variance:
@@ -91,7 +90,7 @@ class LogLinear:
     def time_of(self, log_variance: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Exact inverse, for J = 1: the time at which the log variance has these values."""
         if self.logs.shape[:-1] != (1,):
-            raise ValueError("only one subspace can be inverted: take the mean first")
+            raise InvalidArgument("only one subspace can be inverted: take the mean first")
         logs = self.logs[0]
         k = _segment(logs.detach(), log_variance.detach())
         share = (log_variance - logs[k]) / (logs[k + 1] - logs[k])
@@ -108,7 +107,7 @@ class KnotSchedule(nn.Module):
             the parameters are set to reproduce them.
 
     Raises:
-        StageError: they do not rise.
+        InvalidArgument: they do not rise.
     """
 
     def __init__(self, logs: Float[Tensor, "*l j k"]):
@@ -188,15 +187,12 @@ def spectral_curve(
         resolution: quadrature points a subspace, uniform in log g.
 
     Raises:
-        StageError: the data does not vary in a subspace, so that no level there is better than another.
+        InvalidArgument: the data does not vary in a subspace, so that no level there is better than another.
     """
     largest = max(float(spectrum.max()) for spectrum in spectra)
     for j, spectrum in enumerate(spectra):
         if not spectrum.max() > 1e-12 * largest:  # what is left of a zero by rounding
-            raise StageError(
-                f"the images do not vary in subspace {j}, so kind spectral has no schedule for it: "
-                "let another subspace hold its modes, or take kind karras"
-            )
+            raise InvalidArgument(f"the data do not vary in subspace {j}, so no closed form has a schedule for it")
     ends = torch.tensor([g_min, g_max], dtype=torch.float64).log()
     logs = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, resolution, dtype=torch.float64))
     times = []

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import KnotSchedule
@@ -27,18 +27,16 @@ def split_path(path: NoisePath, subspaces: Subspaces | PcaSubspaces, weights: st
         classes: number of classes that get a schedule each; 0 is one for all.
 
     Raises:
-        StageError: the path cannot be split so.
+        InvalidArgument: the path cannot be split so.
     """
     logs = path.curve.logs.detach()
     old, new = path.subspaces.state_dict(), subspaces.state_dict()
     if old.keys() != new.keys() or not all(torch.equal(old[key], new[key]) for key in new):
         if logs.shape[-2] != 1:
-            raise StageError(
-                f"subspaces: a path of {logs.shape[-2]} subspaces cannot start one on others: start from J = 1"
-            )
+            raise InvalidArgument(f"subspaces: a path of {logs.shape[-2]} subspaces cannot start one on others")
         logs = logs.expand(*logs.shape[:-2], subspaces.count, -1)
     if classes and logs.ndim == 2:
         logs = logs.expand(classes, -1, -1)
     elif bool(classes) != (logs.ndim == 3):
-        raise StageError("schedules: a path with a schedule a class cannot start a shared one: start from a shared one")
+        raise InvalidArgument("schedules: a path with a schedule a class cannot start a shared one")
     return NoisePath(subspaces, KnotSchedule(logs), label_weights(subspaces, weights))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 
 
 def dct_matrix(size: int) -> Float[Tensor, "h h"]:
@@ -27,7 +27,7 @@ def partition(size: int, kind: str | Sequence[Sequence[int]]) -> Int[Tensor, "h 
             of near-equal rank by distance from the constant mode); or the table itself, H rows of H integers.
 
     Raises:
-        StageError: an unknown kind, or a table that does not cover the basis.
+        InvalidArgument: an unknown kind, or a table that does not cover the basis.
     """
     p = torch.arange(size)
     if kind == "whole":
@@ -41,10 +41,12 @@ def partition(size: int, kind: str | Sequence[Sequence[int]]) -> Int[Tensor, "h 
         below = (radius.flatten()[:, None] > radius.flatten()[None, :]).sum(1)  # modes of lower frequency
         return _covering((count * below // size**2).reshape(size, size), count, kind)
     if isinstance(kind, str):
-        raise StageError(f"subspaces: {kind!r} is unknown: use whole, block, radial:J, or a table of {size}x{size}")
+        raise InvalidArgument(
+            f"subspaces: {kind!r} is unknown: use whole, block, radial:J, or a table of {size}x{size}"
+        )
     rows = [len(row) for row in kind]
     if rows != [size] * size:
-        raise StageError(f"subspaces: the table's rows have lengths {rows}: give {size} rows of {size} integers")
+        raise InvalidArgument(f"subspaces: the table's rows have lengths {rows}: give {size} rows of {size} integers")
     table = torch.tensor(kind, dtype=torch.int64)
     return _covering(table, int(table.max()) + 1, "the table")
 
@@ -52,10 +54,10 @@ def partition(size: int, kind: str | Sequence[Sequence[int]]) -> Int[Tensor, "h 
 def _covering(index: Tensor, count: int, name: str) -> Tensor:
     if (index < 0).any():
         p, q = (index < 0).nonzero()[0].tolist()
-        raise StageError(f"subspaces: {name} leaves mode ({p}, {q}) in no subspace: number every mode from 0")
+        raise InvalidArgument(f"subspaces: {name} leaves mode ({p}, {q}) in no subspace: number every mode from 0")
     empty = sorted(set(range(count)) - set(index.unique().tolist()))
     if empty or count < 1:
-        raise StageError(f"subspaces: {name} has no mode in subspace {empty}: use fewer subspaces")
+        raise InvalidArgument(f"subspaces: {name} has no mode in subspace {empty}: use fewer subspaces")
     return index
 
 

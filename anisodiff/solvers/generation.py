@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
 from anisodiff.pixels import to_uint8
 from anisodiff.solvers.registry import Step, solve
@@ -73,15 +73,12 @@ def finished(
         name: of the method and its budget, for the message.
 
     Raises:
-        StageError: an image is NaN or infinite, which uint8 cannot say.
+        InvalidArgument: an image is NaN or infinite, which uint8 cannot say.
     """
     pixels = denoiser.path.to_pixels(z)[: len(seeds)]
     bad = ~pixels.isfinite().flatten(1).all(1)
     if bad.any():
-        raise StageError(
-            f"{name}: the image of seed {seeds[int(bad.to(torch.int8).argmax())]} is NaN or infinite: "
-            "train its network and path again with lower rates, or sample in float32"
-        )
+        raise InvalidArgument(f"{name}: the image of seed {seeds[int(bad.to(torch.int8).argmax())]} is NaN or infinite")
     return to_uint8(pixels).cpu()
 
 
@@ -143,7 +140,7 @@ def generate(
         options: keyword arguments of `solve`.
 
     Raises:
-        StageError: an image is NaN or infinite.
+        InvalidArgument: an image is NaN or infinite.
     """
     for chosen, z in final_states(denoiser, levels, step, seeds, shape, classes, batch, device, **options):
         yield chosen, finished(denoiser, z, chosen, name)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.costs import EVALUATIONS, ORDERS
 from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
@@ -34,14 +34,14 @@ class Solver:
         """The step of an order; None is the solver's usual one.
 
         Raises:
-            StageError: it has no such order.
+            InvalidArgument: it has no such order.
         """
         if self.max_order is None:
             if order is not None:
-                raise StageError(f"order: {order} is not to be chosen for {self.step.__name__}: leave it out")
+                raise InvalidArgument(f"order: {order} is not to be chosen for {self.step.__name__}: leave it out")
             return self.step
         if order is not None and not 1 <= order <= self.max_order:
-            raise StageError(f"order: {self.step.__name__} has orders 1 to {self.max_order}, not {order}")
+            raise InvalidArgument(f"order: {self.step.__name__} has orders 1 to {self.max_order}, not {order}")
         return partial(self.step, order=order or self.max_order)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
-from anisodiff.errors import StageError
+from anisodiff.errors import StageError, naming
 from anisodiff.methods import check_dataset, subspaces_of
 from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
@@ -78,7 +78,8 @@ def finetune(
     if settings["schedules"] == "class" and not (classes and dataset["class_conditional"]):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
     subspaces = subspaces_of(settings["subspaces"], network.shape[-1], basis)
-    path = split_path(start, subspaces, settings["label_weights"], classes)
+    with naming(start_path, "start from a shared path of one subspace"):
+        path = split_path(start, subspaces, settings["label_weights"], classes)
     inputs = [image_sets.metadata_file(images), start_network, start_path, *([] if basis is None else [basis])]
     _train_network(dataset, settings, network, path, batches, inputs, output, output_path, compute, about, path_about)
 
@@ -132,7 +133,8 @@ def _drive(
     with store.locked():
         store.load(work.training)
         log, device = output.with_suffix(".jsonl"), compute.device
-        run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
+        with naming(output.stem, "train with a lower rate of the path"):
+            run(work.records, work.training, work.schedule, store, log, settings["save_seconds"], output.stem, device)
         if parallel.rank() == 0:
             finish()
             store.clear()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anisodiff.data import image_sets
 from anisodiff.data.principal_components import principal_subspaces
-from anisodiff.errors import StageError
+from anisodiff.errors import StageError, naming
 from anisodiff.methods import subspaces_of
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces
@@ -46,10 +46,9 @@ def initial_path(
     else:
         variances = coefficient_variances(images, subspaces)
         members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
-        try:
+        mend = "let another subspace hold its modes, or take kind karras"
+        with naming(f"{images_folder}: subspaces {settings['subspaces']}", mend):
             schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
-        except StageError as error:
-            raise StageError(f"{images_folder}: subspaces {settings['subspaces']}: {error}") from error
     return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets, sources
-from anisodiff.errors import StageError
+from anisodiff.errors import StageError, naming
 from anisodiff.methods import Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
@@ -20,6 +20,7 @@ from anisodiff.solvers.generation import generate
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, fingerprint, provenance, write_text
 
+TRAIN_AGAIN = "train its network and path again with lower rates, or sample in float32"
 PREVIEW = 64  # images of a range that are kept to look at
 
 
@@ -93,7 +94,8 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
     began = time.monotonic()
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
-    with contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped) as keep:
+    kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped)
+    with naming(cell.parents[1].name, TRAIN_AGAIN), kept as keep:
         for chosen, images in generate(
             sampler.denoiser,
             levels,
@@ -103,7 +105,7 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
             sampler.classes,
             batch,
             sampler.device,
-            f"{cell.parents[1].name}, NFE {settings['nfe']}",
+            f"NFE {settings['nfe']}",
             **sampler.options,
         ):
             found = extract(images)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anisodiff.errors import StageError, one_line
+from anisodiff.errors import InvalidArgument, StageError, naming, one_line
 from anisodiff.networks.unets import RawNetwork, restore
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
@@ -145,7 +145,7 @@ def load_network(path: Path | str) -> tuple[RawNetwork, dict[str, Any]]:
     tensors, about = read(path)
     try:
         network = restore(tensors, **about["config"])
-    except (KeyError, TypeError, StageError) as error:
+    except (KeyError, TypeError, InvalidArgument) as error:
         raise StageError(f"{path}: holds no network ({one_line(error)}): give the file of a network") from error
     return network.eval().requires_grad_(False), about
 
@@ -173,7 +173,7 @@ def convert(source: Path | str, output: Path | str) -> None:
     found = load_edm(source)
     try:
         network = restore(found.tensors, found.model_type, **found.arguments)
-    except (TypeError, StageError) as error:
+    except (TypeError, InvalidArgument) as error:
         raise StageError(f"{source}: holds no {found.model_type} ({error}): fetch the file again") from error
     if not 0 < found.sigma_data < math.inf:
         raise StageError(f"{source}: sigma_data is {found.sigma_data}: fetch the file again")
@@ -208,7 +208,7 @@ def load_path(path: Path | str) -> tuple[NoisePath, dict[str, Any]]:
         else:
             raise ValueError("no schedule")
         return NoisePath(_subspaces(tensors, logs.shape[-2]), schedule, weights), about
-    except (ValueError, StageError) as error:
+    except ValueError as error:
         raise StageError(f"{path}: holds no noise path ({error}): give the file of a path") from error
 
 
@@ -272,7 +272,7 @@ def load_basis(path: Path | str) -> tuple[PcaSubspaces, dict[str, Any]]:
         if not about.get("basis") or "index" in tensors:
             raise ValueError("it does not say that it is one")
         return _subspaces(tensors, PcaSubspaces.count), about
-    except (ValueError, StageError) as error:
+    except ValueError as error:
         raise StageError(f"{path}: holds no basis ({error}): give the file of a basis") from error
 
 
@@ -296,4 +296,5 @@ def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, dict[str, 
             raise ValueError(f"logs are {list(logs.shape)}")
     except ValueError as error:
         raise StageError(f"{path}: holds no warp ({error}): give the file of a warp") from error
-    return Warp(noise_path, logs), about
+    with naming(path, "take a path that all classes share"):
+        return Warp(noise_path, logs), about
