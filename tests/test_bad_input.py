@@ -158,7 +158,7 @@ def test_images_that_are_nan_are_no_cell(tmp_path, start):
         "rho": None, "last_level": None, "levels": None,
     }  # fmt: skip
     features = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
-    with pytest.raises(StageError, match=r"^edm, NFE 3: the image of seed 4 is NaN or infinite: train"):
+    with pytest.raises(StageError, match=r"^edm: NFE 3: the image of seed 4 is NaN or infinite: train"):
         sampling.sample(
             DATASET, method, [3], (4, 7), 4, [tmp_path / "network.safetensors", start[1]], features,
             tmp_path / "samples" / "edm" / "4-7.json",

@@ -9,7 +9,7 @@ from anisodiff.data import image_sets
 from anisodiff.data.image_sets import Images
 from anisodiff.data.principal_components import components, principal_subspaces
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.grids import fixed
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
@@ -146,13 +146,13 @@ def test_the_gradient_of_a_class_reaches_its_own_schedule():
 def test_without_labels_a_class_path_is_refused():
     path = path_of(LOW_FIRST, HIGH_FIRST)
     x0, eps, t, _, _ = batch()
-    with pytest.raises(StageError, match="2 classes, but got no labels"):
+    with pytest.raises(InvalidArgument, match="2 classes, but got no labels"):
         tlsm_loss(Denoiser(Toy().double(), path), x0, eps, t)
-    with pytest.raises(StageError, match="labels of 3 classes"):
+    with pytest.raises(InvalidArgument, match="labels of 3 classes"):
         path.for_labels(torch.eye(3))
-    with pytest.raises(StageError, match="no common time to warp"):
+    with pytest.raises(InvalidArgument, match="no common time to warp"):
         Warp(path)
-    with pytest.raises(StageError, match="levels for each class"):
+    with pytest.raises(InvalidArgument, match="levels for each class"):
         fixed.uniform(path, 3).for_labels(None)
 
 
@@ -262,8 +262,8 @@ def test_images_alike_in_a_subspace_have_no_spectral_path(tmp_path):
     with pytest.raises(StageError) as refused:
         initial_path(dataset, settings, tmp_path / "flat")
     assert str(refused.value) == (
-        f"{tmp_path / 'flat'}: subspaces block: the images do not vary in subspace 1, so kind spectral has no schedule "
-        "for it: let another subspace hold its modes, or take kind karras"
+        f"{tmp_path / 'flat'}: subspaces block: the data do not vary in subspace 1, so no closed form has a "
+        "schedule for it: let another subspace hold its modes, or take kind karras"
     )
 
 
@@ -292,7 +292,7 @@ def test_clusters_of_subspaces_are_found():
 
 
 def test_bad_bases_are_refused():
-    with pytest.raises(StageError, match="not orthonormal"):
+    with pytest.raises(InvalidArgument, match="not orthonormal"):
         PcaSubspaces(torch.ones(1, 2, 16), torch.zeros(1, dtype=torch.int64))
     images = images_of()
     with pytest.raises(StageError, match="lower the rank"):

@@ -13,7 +13,7 @@ from anisodiff import pixels
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.grids.fixed import karras
 from anisodiff.methods import read_denoiser
 from anisodiff.networks.unets import SongUNet
@@ -146,20 +146,20 @@ def test_one_level_for_all_images_in_any_form():
     each = ours(x, torch.full((4,), 0.3, dtype=torch.float64), labels)
     for sigma in (0.3, torch.tensor(0.3, dtype=torch.float64), torch.full((4, 1, 1, 1), 0.3, dtype=torch.float64)):
         assert torch.equal(ours(x, sigma, labels), each)
-    with pytest.raises(StageError, match="sigma: 3 levels for 4 images"):
+    with pytest.raises(InvalidArgument, match="sigma: 3 levels for 4 images"):
         ours(x, torch.ones(3), labels)
 
 
 def test_labels_that_the_network_does_not_take_are_refused():
     x, labels, sigma = example()
     ours = denoiser("whole")
-    with pytest.raises(StageError, match="labels: 2 classes for a network of 3"):
+    with pytest.raises(InvalidArgument, match="labels: 2 classes for a network of 3"):
         ours(x, sigma, labels[:, :2])
     zeros = ours(x, sigma, torch.zeros_like(labels))
     assert torch.equal(ours(x, sigma), zeros)  # no class
     torch.manual_seed(0)
     none = SongUNet(8, 2, 2, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=None).double().eval()
-    with pytest.raises(StageError, match="labels: 3 classes for an unconditional network: give none"):
+    with pytest.raises(InvalidArgument, match="labels: 3 classes for an unconditional network: give none"):
         Denoiser(none, edm_path(8))(x, sigma, labels)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from small_network import denoiser
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.fixed import uniform
 from anisodiff.solvers.generation import draw, generate
 from anisodiff.solvers.registry import midpoint
@@ -46,5 +46,5 @@ def test_an_image_that_is_nan_is_refused_with_its_seed():
     assert classes[0] != classes[1]
     with torch.no_grad():  # the images of one class overflow
         model.network.map_label.weight[:, classes[1]] = 1e38
-    with pytest.raises(StageError, match=r"^edm, NFE 7: the image of seed 2 is NaN or infinite: train"):
+    with pytest.raises(InvalidArgument, match=r"^edm, NFE 7: the image of seed 2 is NaN or infinite"):
         list(generate(model, uniform(model.path, 4), midpoint, [1, 2, 3], (2, 8, 8), 3, 2, name="edm, NFE 7"))

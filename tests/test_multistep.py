@@ -7,7 +7,7 @@ import pytest
 import torch
 from exact import SIDE, gaussian, measured_orders, mixture_over, unequal_path
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.fixed import VpTime, given, karras, log_snr, time_uniform, uniform
 from anisodiff.grids.levels import Levels, at
 from anisodiff.paths.noise_path import NoisePath
@@ -222,7 +222,7 @@ def test_grids_by_their_definitions():
     times = VpTime().time_at(time_uniform(5, 1, 0.002, 80.0, append_zero=False).nodes.flatten())
     assert torch.allclose(times.diff(), times.diff()[:1].expand(4))
     assert given([80.0, 1.0, 0.0], 2).ends_at_zero(1)
-    with pytest.raises(StageError, match="must fall"):
+    with pytest.raises(InvalidArgument, match="must fall"):
         given([1.0, 2.0], 1)
 
 
@@ -244,9 +244,9 @@ def test_grids_are_the_published_ones(grid, published):
 
 
 def test_orders_that_a_solver_has_not():
-    with pytest.raises(StageError, match="order: dpmpp has orders 1 to 3, not 4"):
+    with pytest.raises(InvalidArgument, match="order: dpmpp has orders 1 to 3, not 4"):
         SOLVERS["dpmpp"].with_order(4)
-    with pytest.raises(StageError, match="order: 2 is not to be chosen for heun"):
+    with pytest.raises(InvalidArgument, match="order: 2 is not to be chosen for heun"):
         SOLVERS["heun"].with_order(2)
 
 
@@ -285,9 +285,9 @@ def test_a_subspace_may_slow_down_or_stand_still(share):
 def test_levels_say_which_step_and_subspace_is_wrong():
     levels = lambda rows: Levels(torch.tensor(rows)[:, None], torch.ones(len(rows) - 1, 1, 2))  # noqa: E731
     assert levels([[4.0, 4.0], [3.0, 4.0], [0.0, 0.0]]).steps == 2
-    with pytest.raises(StageError, match="must fall: step 1 of subspace 1 rises"):
+    with pytest.raises(InvalidArgument, match="must fall: step 1 of subspace 1 rises"):
         levels([[4.0, 4.0], [3.0, 3.0], [2.0, 3.5]])
-    with pytest.raises(StageError, match="must fall: in step 1 no subspace does"):
+    with pytest.raises(InvalidArgument, match="must fall: in step 1 no subspace does"):
         levels([[4.0, 4.0], [3.0, 3.0], [3.0, 3.0]])
-    with pytest.raises(StageError, match="above 0, but for a last one of 0 in all subspaces"):
+    with pytest.raises(InvalidArgument, match="above 0, but for a last one of 0 in all subspaces"):
         levels([[4.0, 4.0], [3.0, 3.0], [1.0, 0.0]])

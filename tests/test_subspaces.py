@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 
 
@@ -43,7 +43,7 @@ def test_scale_is_the_dense_product_with_projections():
 def test_radial_bands_cover_and_rise(size, count):
     try:
         index = partition(size, f"radial:{count}")
-    except StageError:
+    except InvalidArgument:
         return  # more bands than radii: refused by name
     assert sorted(index.unique().tolist()) == list(range(count))
     p = torch.arange(size)
@@ -76,5 +76,5 @@ def test_inner_products_of_each_subspace():
     ],
 )
 def test_partitions_that_do_not_cover_are_refused(kind, words):
-    with pytest.raises(StageError, match=words):
+    with pytest.raises(InvalidArgument, match=words):
         partition(2, kind)
