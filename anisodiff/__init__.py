@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from anisodiff.grids.fixed import karras
     from anisodiff.models import Model, levels, load, load_denoiser, sample
     from anisodiff.paths.noise_path import NoisePath
-    from anisodiff.solvers.registry import SOLVERS, solve
+    from anisodiff.solvers.loop import solve
+    from anisodiff.solvers.registry import SOLVERS
 
 __version__ = "0.1.0"
 __all__ = ["SOLVERS", "Denoiser", "Model", "NoisePath", "karras", "levels", "load", "load_denoiser", "sample", "solve"]
@@ -22,7 +23,7 @@ _HOME = {
     "NoisePath": "paths.noise_path",
     "SOLVERS": "solvers.registry",
     "karras": "grids.fixed",
-    "solve": "solvers.registry",
+    "solve": "solvers.loop",
 } | dict.fromkeys(("Model", "levels", "load", "load_denoiser", "sample"), "models")
 
 

@@ -4,11 +4,11 @@ Heavy modules are imported where they are used, so that each stage pays for its 
 """
 
 import errno
-import functools
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +16,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from anisodiff.errors import InvalidArgument, StageError, Stopped
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.storage.files import provenance, version
 from anisodiff.training.launch import launch
 
-SCHEMA = Path(__file__).parents[1] / "workflow/schemas/config.schema.yaml"
 ENTRY = "datasets.<name>"
 KINDS = {  # of what the help lists, by the key that takes it
     "Solvers": f"{ENTRY}.methods.<name>.solver",
@@ -30,25 +30,14 @@ KINDS = {  # of what the help lists, by the key that takes it
     "Transforms": f"{ENTRY}.images.transform",
     "Sources of images": f"{ENTRY}.images.url",
 }
-PAGE = "Every key of the settings is described in config/README.md and checked by workflow/schemas/config.schema.yaml."
-
-
-@functools.cache
-def _schema() -> dict[str, Any] | None:
-    """The configuration's; None where the package is installed without the workflow."""
-    from anisodiff.experiment.config import load_schema
-
-    return load_schema(SCHEMA) if SCHEMA.is_file() else None
+PAGE = "Every key of the settings is described in config/README.md and checked by workflow/schemas/config.schema.json."
 
 
 def _filled(text: str | None) -> str | None:
-    """Put what the schema lets a key be in the place of its `{key}`, when help is asked for and not before."""
+    """Put what a key may be in the place of its `{key}`, when help is asked for and not before."""
     from anisodiff.experiment.config import choices
 
-    def of(key: re.Match) -> str:
-        return "see config/README.md" if _schema() is None else choices(_schema(), key[1])
-
-    return text and re.sub(r"\{([\w.<>]+)\}", of, text)
+    return text and re.sub(r"\{([\w.<>]+)\}", lambda key: choices(key[1]), text)
 
 
 class _Stage(TyperCommand):
@@ -100,18 +89,48 @@ def _json(text: str) -> Any:
         raise typer.BadParameter(f"not JSON ({error})") from error
 
 
-Dataset = Annotated[dict, typer.Option(parser=_json, metavar="JSON", help=f"Settings of the dataset: {ENTRY}.")]
-Settings = Annotated[
-    dict, typer.Option(parser=_json, metavar="JSON", help=f"Settings of the stage: an entry of a section of {ENTRY}.")
-]
-MethodSettings = Annotated[
-    dict,
-    typer.Option(
-        parser=_json, metavar="JSON",
-        help=f"Settings of the method: {ENTRY}.methods.<name>. Solvers: {{{KINDS['Solvers']}}}. "
+def _settings(kind: str) -> Callable[[str], Any]:
+    """A parser of the settings of a section, which is named as `anisodiff.experiment.settings` names it."""
+
+    def parser(text: str) -> Any:
+        from anisodiff.experiment import settings
+        from anisodiff.experiment.config import parse
+
+        try:
+            return parse(getattr(settings, kind), _json(text))
+        except StageError as error:
+            raise StageError(f"{kind}: {error}") from error
+
+    return parser
+
+
+def _several(kind: str) -> Callable[[str], Any]:
+    """A parser of settings by name."""
+
+    def parser(text: str) -> Any:
+        return {name: _settings(kind)(json.dumps(each)) for name, each in _json(text).items()}
+
+    return parser
+
+
+def _option(parser: Callable[[str], Any], description: str, *names: str) -> Any:
+    return typer.Option(*names, parser=parser, metavar="JSON", help=description)
+
+
+def _section(kind: str, key: str) -> Any:
+    return _option(_settings(kind), f"Settings of the stage: {ENTRY}.{key}.", "--settings")
+
+
+Space = Annotated[Any, _option(_settings("ImageSpace"), f"What {ENTRY} says of its images.", "--dataset")]
+MethodOption = Annotated[
+    Any,
+    _option(
+        _settings("MethodSettings"),
+        f"Settings of the method: {ENTRY}.methods.<name>. Solvers: {{{KINDS['Solvers']}}}. "
         f"Grids: {{{KINDS['Grids']}}}.",
+        "--method",
     ),
-]  # fmt: skip
+]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
 Threads = Annotated[int, typer.Option(help="CPU threads, of all processes together.")]
@@ -128,6 +147,12 @@ PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.
 GridFiles = Annotated[list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search.")]
 FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.")]
 FeaturesKind = Annotated[str, typer.Option(help=f"Kind of the feature network: {{{KINDS['Features']}}}.")]
+
+
+def _method(space: Any, settings: Any, network: Path, path: Path, grids: list[Path]) -> Any:
+    from anisodiff.methods import Method, MethodFiles
+
+    return Method(space, settings, MethodFiles(network, path, tuple(grids)))
 
 
 def _compute(settings: dict, threads: int):
@@ -200,8 +225,8 @@ def archive(
 
 @app.command(rich_help_panel=TRAINING)
 def pretrain(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("PretrainSettings", "pretrain")],
     images: ImagesFolder,
     output: Output,
     compute: Computing = "{}",
@@ -218,7 +243,7 @@ def pretrain(
 
 @app.command("train-features", rich_help_panel=TRAINING)
 def train_features(
-    settings: Settings,
+    settings: Annotated[Any, _section("FeatureTrainingSettings", "features")],
     images: ImagesFolder,
     output: Output,
     compute: Computing = "{}",
@@ -230,14 +255,14 @@ def train_features(
 
     _compute(compute, threads).begin()
     network, accuracy = frechet.train_digits_cnn(settings, images)
-    about = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
-    checkpoints.save(output, network.state_dict(), about)
+    metadata = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
+    checkpoints.save(output, network.state_dict(), metadata)
 
 
 @app.command(rich_help_panel=TRAINING)
 def basis(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("BasisSettings", "bases.<name>")],
     images: ImagesFolder,
     output: Output,
     threads: Threads = 1,
@@ -253,8 +278,8 @@ def basis(
 
 @app.command("path", rich_help_panel=TRAINING)
 def make_path(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("PathSettings", "paths.<name>")],
     images: ImagesFolder,
     output: Output,
     basis: BasisFile = None,
@@ -269,8 +294,8 @@ def make_path(
 
 @app.command(rich_help_panel=TRAINING)
 def finetune(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("RunSettings", "runs.<name>")],
     images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
@@ -286,15 +311,15 @@ def finetune(
     launch(processes, machines, threads)
     from anisodiff.stages import finetuning
 
-    outputs = (output_network, output_path)
+    inputs = finetuning.TrainingInputs(images, network, path, basis)
     computing = _compute(compute, max(1, threads // processes))
-    finetuning.finetune(dataset, settings, images, network, path, basis, *outputs, computing)
+    finetuning.finetune(dataset, settings, inputs, output_network, output_path, computing)
 
 
 @app.command(rich_help_panel=TRAINING)
 def warp(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("WarpSettings", "warps.<name>")],
     images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
@@ -305,13 +330,14 @@ def warp(
     """Learn the time warp of a path."""
     from anisodiff.stages import finetuning
 
-    finetuning.learn_warp(dataset, settings, images, network, path, output, _compute(compute, threads))
+    inputs = finetuning.TrainingInputs(images, network, path)
+    finetuning.learn_warp(dataset, settings, inputs, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=TRAINING)
 def search(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("SearchSettings", "searches.<name>")],
     network: NetworkFile,
     path: PathFile,
     output: Output,
@@ -326,10 +352,10 @@ def search(
 
 @app.command(rich_help_panel=SAMPLING)
 def throughput(
-    dataset: Dataset,
+    dataset: Space,
     batch: Annotated[int, typer.Option(help="Images at a time when sampling.")],
-    runs: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the runs.")],
-    warps: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the warps.")],
+    runs: Annotated[dict, _option(_several("RunSettings"), "Settings of the runs.", "--runs")],
+    warps: Annotated[dict, _option(_several("WarpSettings"), "Settings of the warps.", "--warps")],
     images: ImagesFolder,
     network: NetworkFile,
     features: FeaturesFile,
@@ -341,7 +367,7 @@ def throughput(
     """Time sampling and training on this machine, for the plan."""
     from anisodiff.stages.throughput import measure_throughput
 
-    extractor = (features_kind, features)
+    extractor = FeatureFile(features_kind, features)
     measure_throughput(dataset, batch, runs, warps, images, network, extractor, output, _compute(compute, threads))
 
 
@@ -358,13 +384,13 @@ def reference(
     """Feature statistics of the data."""
     from anisodiff.stages import sampling
 
-    sampling.reference(images, (features_kind, features), published, output, _compute(compute, threads))
+    sampling.reference(images, FeatureFile(features_kind, features), published, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
 def sample(
-    dataset: Dataset,
-    method: MethodSettings,
+    dataset: Space,
+    method: MethodOption,
     nfe: Annotated[list[int], typer.Option(help="Budget; repeat for several.")],
     first: Annotated[int, typer.Option(help="First seed.")],
     last: Annotated[int, typer.Option(help="Last seed.")],
@@ -382,15 +408,15 @@ def sample(
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
     from anisodiff.stages import sampling
 
-    files, extractor = [network, path, *grid], (features_kind, features)
-    seeds, computing = (first, last), _compute(compute, threads)
-    sampling.sample(dataset, method, nfe, seeds, batch, files, extractor, output, computing, keep_images)
+    drawing = sampling.Drawing(nfe, first, last, batch, keep_images)
+    chosen = _method(dataset, method, network, path, grid)
+    sampling.sample(chosen, drawing, FeatureFile(features_kind, features), output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
 def trajectory(
-    dataset: Dataset,
-    method: MethodSettings,
+    dataset: Space,
+    method: MethodOption,
     nfe: Annotated[int, typer.Option(help="Budget.")],
     images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
     network: NetworkFile,
@@ -403,13 +429,14 @@ def trajectory(
     """Record states and denoised estimates of a few images along a method's grid."""
     from anisodiff.stages import sampling
 
-    sampling.trajectory(dataset, method, nfe, range(images), [network, path, *grid], output, _compute(compute, threads))
+    chosen = _method(dataset, method, network, path, grid)
+    sampling.trajectory(chosen, nfe, range(images), output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
 def geometry(
-    dataset: Dataset,
-    settings: Settings,
+    dataset: Space,
+    settings: Annotated[Any, _section("GeometrySettings", "geometry.<name>")],
     images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
@@ -425,8 +452,8 @@ def geometry(
 
 @app.command(rich_help_panel=SAMPLING)
 def convergence(
-    dataset: Dataset,
-    method: MethodSettings,
+    dataset: Space,
+    method: MethodOption,
     nfe: Annotated[int, typer.Option(help="Budget.")],
     images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
     batch: Annotated[int, typer.Option(help="Images at a time.")],
@@ -443,8 +470,8 @@ def convergence(
     """Frechet distance of a method's states, and of their denoised estimates, at every node of its grid."""
     from anisodiff.stages.convergence import node_distances
 
-    files, extractor = [network, path, *grid], (features_kind, features)
-    node_distances(dataset, method, nfe, images, batch, files, extractor, reference, output, _compute(compute, threads))
+    chosen, extractor = _method(dataset, method, network, path, grid), FeatureFile(features_kind, features)
+    node_distances(chosen, nfe, images, batch, extractor, reference, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -476,7 +503,7 @@ def evaluate(
     """Print the Frechet distance of images from outside, as JSON."""
     from anisodiff.stages import sampling
 
-    network = (features_kind, features)
+    network = FeatureFile(features_kind, features)
     found = sampling.evaluate(source, reference, network, resolution, transform, _compute(compute, threads))
     typer.echo(json.dumps(found, indent=1))
 
@@ -484,7 +511,7 @@ def evaluate(
 @app.command(rich_help_panel=RESULTS)
 def table(
     distances: Annotated[Path, typer.Option(help="CSV of the distance stage.")],
-    methods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Settings of the methods.")],
+    methods: Annotated[dict, _option(_several("MethodSettings"), "Settings of the methods.", "--methods")],
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
     searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
@@ -509,7 +536,7 @@ def geometry_table(
 @app.command(rich_help_panel=RESULTS)
 def plot(
     table: Annotated[Path, typer.Option(help="table.csv.")],
-    settings: Settings,
+    settings: Annotated[Any, _section("FigureSettings", "plots")],
     output: Annotated[Path, typer.Option(help="Folder for SVG and PNG figures.")],
 ) -> None:
     """Every figure of a dataset."""
@@ -532,7 +559,7 @@ def report(
 @app.command(rich_help_panel=RESULTS)
 def publish(
     results: Annotated[Path, typer.Option(help="Folder of the dataset's run.")],
-    settings: Settings,
+    settings: Annotated[Any, _option(_settings("DatasetSettings"), f"Settings of the dataset: {ENTRY}.", "--settings")],
     output: Annotated[Path, typer.Option(help="Folder to fill.")],
 ) -> None:
     """Copy tables and figures to where they can be committed, with what made them."""
@@ -560,11 +587,13 @@ def verify(results: Annotated[Path, typer.Argument(help="Folder of results; ever
 
 
 @app.command("describe-config", rich_help_panel=HELP)
-def describe_config(schema: Annotated[Path, typer.Argument(help="JSON schema, as YAML.")]) -> None:
+def describe_config(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema in its place, for editors.")] = False,
+) -> None:
     """Print the page of every configuration key."""
-    from anisodiff.experiment.config import describe, load_schema
+    from anisodiff.experiment.config import describe, json_schema
 
-    typer.echo(describe(load_schema(schema)), nl=False)
+    typer.echo(json_schema() if schema else describe(), nl=False)
 
 
 @app.command("version", rich_help_panel=HELP)

@@ -1,16 +1,18 @@
 """Methods put together from files and settings: a network over a path, on a grid, with a solver."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError, naming
-from anisodiff.experiment.budgets import StepCount, steps_for_nfe
-from anisodiff.experiment.config import basis_of
-from anisodiff.grids import fixed
-from anisodiff.grids.levels import Levels, at
+from anisodiff.experiment.budgets import steps_for_nfe
+from anisodiff.experiment.settings import ImageSpace, MethodSettings
+from anisodiff.experiment.settings.base import basis_of
+from anisodiff.grids.levels import GridRequest, Levels
+from anisodiff.grids.registry import GRIDS
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
@@ -20,83 +22,86 @@ from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 from anisodiff.storage import checkpoints
+from anisodiff.storage.files import Metadata
 
-LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where a method names no other
 
-
-def check_dataset(network: RawNetwork, about: dict[str, Any], dataset: dict[str, Any], name: Path | str) -> None:
+def check_dataset(network: RawNetwork, metadata: Metadata, space: ImageSpace, name: Path | str) -> None:
     """Refuse a network that was trained for other data than those it is used for.
 
     Args:
         network: the network.
-        about: header of its file.
-        dataset: settings of the dataset: sigma_data, class_conditional.
+        metadata: header of its file.
+        space: what it is used for: sigma_data, class_conditional.
         name: the network's file, for the message.
 
     Raises:
         StageError: the network has another sigma_data, or does not say which; it has classes and the dataset is not,
             or the reverse.
     """
-    own = own_sigma_data(about, name)
-    if own != dataset["sigma_data"]:
+    own = own_sigma_data(metadata, name)
+    if own != space.sigma_data:
         raise StageError(
-            f"{name}: is for data of sigma_data {own:g}, the dataset's is {dataset['sigma_data']:g}: "
+            f"{name}: is for data of sigma_data {own:g}, the dataset's is {space.sigma_data:g}: "
             f"set sigma_data to {own:g}, or take another checkpoint"
         )
-    if bool(network.classes) != dataset["class_conditional"]:
+    if bool(network.classes) != space.class_conditional:
         has = f"has {network.classes} classes" if network.classes else "has no classes"
         raise StageError(
-            f"{name}: {has}, the dataset says class_conditional: {str(dataset['class_conditional']).lower()}: "
+            f"{name}: {has}, the dataset says class_conditional: {str(space.class_conditional).lower()}: "
             f"set class_conditional to {str(bool(network.classes)).lower()}, or take another checkpoint"
         )
 
 
-def own_sigma_data(about: dict[str, Any], name: Path | str) -> float:
+def own_sigma_data(metadata: Metadata, name: Path | str) -> float:
     """The sigma_data that a network was trained with, by the header of its file.
 
     Raises:
         StageError: the header does not say.
     """
-    found = checkpoints.sigma_data_of(about)
+    found = checkpoints.sigma_data_of(metadata)
     if found is None:
         raise StageError(f"{name}: does not say its sigma_data: convert it or train it again")
     return found
 
 
 def read_denoiser(
-    network_file: Path, path_file: Path, dataset: dict[str, Any], compute: Compute
-) -> tuple[Denoiser, list[dict[str, Any]]]:
+    network_file: Path, path_file: Path, space: ImageSpace, compute: Compute
+) -> tuple[Denoiser, list[Metadata]]:
     """The denoiser of a network over a path, where a stage computes, and the headers of the two files.
 
     Args:
         network_file: the network.
         path_file: the path.
-        dataset: settings of the dataset that it is used for.
+        space: what it is used for.
         compute: where, and in which precision.
 
     Raises:
         StageError: the network is for images of another size, or for other data (see `check_dataset`).
     """
-    network, about = checkpoints.load_network(network_file)
-    path, path_about = checkpoints.load_path(path_file)
+    network, metadata = checkpoints.load_network(network_file)
+    path, path_metadata = checkpoints.load_path(path_file)
     if path.subspaces.size != network.shape[-1]:
         raise StageError(
             f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
             "set the dataset's resolution, or take another checkpoint"
         )
-    check_dataset(network, about, dataset, network_file)
+    check_dataset(network, metadata, space, network_file)
     classes = path.classes or path.subspaces.classes
     if classes and classes != network.classes:
         raise StageError(
             f"{path_file}: differs between its {classes} classes, {network_file} has {network.classes or 'none'}: "
             "use a network with these"
         )
-    denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
-    return denoiser.to(compute.device), [about, path_about]
+    denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
+    return denoiser.to(compute.device), [metadata, path_metadata]
 
 
-def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
-    """A partition of the DCT basis, or the principal subspaces of a file."""
+def subspaces_of(kind: str | list[list[int]], size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
+    """A partition of the DCT basis, or the principal subspaces of a file.
+
+    Raises:
+        StageError: there is no such partition, or the basis has no file.
+    """
     if basis_of(kind) is None:
         with naming("settings"):
             return Subspaces(partition(size, kind))
@@ -106,9 +111,9 @@ def subspaces_of(kind: str | list, size: int, basis: Path | None) -> Subspaces |
 
 
 def levels_of(
-    method: dict[str, Any],
+    method: MethodSettings,
     nfe: int,
-    dataset: dict[str, Any],
+    space: ImageSpace,
     path: NoisePath,
     warp: Warp | None = None,
     search: Path | None = None,
@@ -118,111 +123,130 @@ def levels_of(
     Args:
         method: its settings (grid, solver, ...).
         nfe: the budget of denoiser evaluations an image.
-        dataset: sigma_min and sigma_max of the Karras grid.
+        space: sigma_min and sigma_max of the Karras grid.
         path: the method's path.
         warp: for the grid "warped".
         search: file of the stage `search`, for the grid "searched".
 
     Raises:
-        StageError: the solver cannot spend exactly this budget on this grid.
+        StageError: the solver cannot spend exactly this budget on this grid, or the grid has no levels for it.
     """
-    with naming(f"grid {method['grid']}, {nfe} evaluations", "choose other levels, or another path"):
-        return _levels_of(method, nfe, dataset, path, warp, search)
-
-
-def _levels_of(method, nfe, dataset, path, warp, search) -> Levels:
     budget = steps_for_nfe(nfe, method)
-    size, smallest, largest = path.subspaces.count, dataset["sigma_min"], dataset["sigma_max"]
-    match method["grid"]:
-        case "karras":
-            return fixed.karras(budget.points, size, smallest, largest, method["rho"] or 7.0, budget.append_zero)
-        case "log-snr":
-            return fixed.log_snr(budget.points, size, smallest, largest, budget.append_zero)
-        case "vp-time":
-            rho = method["rho"] or 1.0
-            return fixed.time_uniform(budget.points, size, smallest, largest, budget.append_zero, rho)
-        case "searched":
-            return found_levels(search, budget, method["afs"])
-        case "given":
-            return fixed.given(method["levels"][str(nfe)], size)
-        case _:
-            last = (method["last_level"] or LAST_LEVEL) if budget.append_zero else None
-            return fixed.uniform(path, budget.points, warp, budget.append_zero, last)
+    request = GridRequest(
+        budget.points,
+        budget.append_zero,
+        path,
+        space.sigma_min,
+        space.sigma_max,
+        rho=method.rho,
+        last_level=method.last_level,
+        warp=warp,
+        by_hand=None if method.levels is None else method.levels.get(str(nfe)),
+        search=None if search is None else checkpoints.load_search(search),
+        analytic_first=method.afs,
+    )
+    with naming(search or f"{method.grid} at {nfe} evaluations", "give it more points" if search else "check the grid"):
+        return GRIDS[method.grid].load()(request)
 
 
-def found_levels(file: Path, budget: StepCount, analytic: bool) -> Levels:
-    """The levels that a search found for a budget.
+@dataclass(frozen=True)
+class MethodFiles:
+    """Files of a method.
 
-    Args:
-        file: written by the stage `search`.
-        budget: how many nodes above 0, and whether a step to 0 follows.
-        analytic: the first step is analytic.
-
-    Raises:
-        StageError: the search has no such number of steps.
+    Attributes:
+        network: the network.
+        path: the noise path.
+        grids: a search or one warp for all budgets, or a warp for each; none for other grids.
     """
-    tensors, about = checkpoints.read(file)
-    if not about.get("search"):
-        raise StageError(f"{file}: holds no search: give the file of a search")
-    name = f"{'analytic' if analytic else 'way'}-{budget.points - 1}"
-    if name not in tensors:
-        raise StageError(f"{file}: found no levels for {budget.points - 1} steps: give it more points")
-    return at(tensors["nodes"][tensors[name]], budget.append_zero)
+
+    network: Path
+    path: Path
+    grids: tuple[Path, ...] = ()
+
+    def grid(self, nfe: int, nfes: Sequence[int]) -> Path | None:
+        """The warp or search that the grid of one of several budgets comes from."""
+        if len(self.grids) not in (0, 1, len(nfes)):
+            raise StageError(f"grid: {len(self.grids)} files for {len(nfes)} budgets: give one, or one a budget")
+        return None if not self.grids else self.grids[0] if len(self.grids) == 1 else self.grids[list(nfes).index(nfe)]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by its settings and files, not yet read.
+
+    Attributes:
+        space: what its dataset says.
+        settings: the method's.
+        files: network, path, warps or a search.
+    """
+
+    space: ImageSpace
+    settings: MethodSettings
+    files: MethodFiles
+
+
+class SolveOptions(TypedDict):
+    """Options of `solve`."""
+
+    analytic_first: bool
+    threshold: bool
 
 
 class Sampler:
     """A method's network, path and warps, read from their files.
 
     Args:
-        dataset: settings of the dataset.
-        method: settings of the method.
-        files: network, path, then a search or one warp for every budget, or one of either for all, or none.
+        method: its settings and files.
         compute: where, and in which precision.
     """
 
-    def __init__(self, dataset: dict[str, Any], method: dict[str, Any], files: Sequence[Path], compute: Compute):
-        self.dataset, self.method, self.files, self.device = dataset, method, files, compute.device
-        self.denoiser, self.abouts = read_denoiser(*files[:2], dataset, compute)
+    def __init__(self, method: Method, compute: Compute):
+        self.space, self.settings, self.files, self.device = method.space, method.settings, method.files, compute.device
+        if ("warp" in self.grid.takes or "search" in self.grid.takes) != bool(self.files.grids):
+            raise StageError(
+                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
+            )
+        self.denoiser, self.headers = read_denoiser(self.files.network, self.files.path, self.space, compute)
         self.path = self.denoiser.path
 
     @property
-    def step(self) -> Step:
-        return SOLVERS[self.method["solver"]].with_order(self.method["order"])
+    def grid(self):
+        """The kind of grid."""
+        return GRIDS[self.settings.grid]
 
     @property
-    def options(self) -> dict[str, bool]:
+    def step(self) -> Step:
+        """One step of the solver."""
+        return SOLVERS[self.settings.solver].with_order(self.settings.order)
+
+    @property
+    def options(self) -> SolveOptions:
         """Options of `solve`."""
-        return {"analytic_first": self.method["afs"], "threshold": self.method["threshold"]}
+        return {"analytic_first": self.settings.afs, "threshold": self.settings.threshold}
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of the images."""
         return self.denoiser.network.shape
 
     @property
     def classes(self) -> int:
-        return self.denoiser.network.classes if self.dataset["class_conditional"] else 0
-
-    def grid_file(self, nfe: int, nfes: Sequence[int]) -> Path | None:
-        """The warp or search that a budget's grid comes from."""
-        files = self.files[2:]
-        if (self.method["grid"] in ("warped", "searched")) != bool(files) or len(files) not in (0, 1, len(nfes)):
-            raise StageError(
-                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
-            )
-        return None if not files else files[0] if len(files) == 1 else files[list(nfes).index(nfe)]
+        """Number of classes that images are drawn of; 0 without labels."""
+        return self.denoiser.network.classes if self.space.class_conditional else 0
 
     def training_seconds(self, grid_file: Path | None) -> float:
         """Seconds of a device, since the base network, to train what is sampled from; network and path share theirs."""
-        made = max(about.get("device_seconds", 0.0) for about in self.abouts)
+        made = max(each.get("device_seconds", 0.0) for each in self.headers)
         return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
 
     def levels(self, nfe: int, grid_file: Path | None) -> Levels:
-        warped = self.method["grid"] == "warped"
-        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped else None
-        return levels_of(self.method, nfe, self.dataset, self.path, warp, None if warped else grid_file)
+        """Levels of a budget, from its warp or search where the grid comes from one."""
+        warped = "warp" in self.grid.takes
+        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped and grid_file is not None else None
+        return levels_of(self.settings, nfe, self.space, self.path, warp, None if warped else grid_file)
 
     def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
         """Images of these seeds at every node of a grid."""
-        noise, labels = draw_for(self.denoiser, seeds, self.dataset["class_conditional"], self.device)
+        noise, labels = draw_for(self.denoiser, seeds, self.space.class_conditional, self.device)
         own = levels.for_labels(labels)
         return record_trajectory(self.denoiser, noise, own, labels, self.step, **self.options)

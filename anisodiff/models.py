@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,14 +10,17 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import ImageSpace, MethodSettings
 from anisodiff.grids.levels import Levels
+from anisodiff.grids.registry import GRIDS
 from anisodiff.methods import levels_of, own_sigma_data
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.solvers.generation import final_states
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
+from anisodiff.storage.files import Metadata
 
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # EDM's, of the grids that are not in a path's own time
+SPACE = ImageSpace()  # EDM's sigma_min and sigma_max, of the grids that are not in a path's own time
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Model:
     denoiser: Denoiser
     learned: bool
     device: str
-    metadata: dict[str, Any]
+    metadata: Metadata
 
     @property
     def path(self) -> NoisePath:
@@ -69,7 +71,7 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
         path = source / "path.safetensors"
     network, metadata = checkpoints.load_network(network_file)
     side = network.shape[-1]
-    noise_path = edm_path(side, SIGMA_MIN, SIGMA_MAX) if path is None else checkpoints.load_path(path)[0]
+    noise_path = edm_path(side, SPACE.sigma_min, SPACE.sigma_max) if path is None else checkpoints.load_path(path)[0]
     if noise_path.subspaces.size != side:
         raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
     denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
@@ -103,14 +105,12 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
     """
     _check_solver(solver)
-    grids = ("karras", "log-snr", "vp-time", "path-time")
+    grids = [name for name, entry in GRIDS.items() if not {"warp", "search", "levels"} & set(entry.takes)]
     if grid is not None and grid not in grids:
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
-    method = {
-        "solver": solver, "grid": grid or ("path-time" if model.learned else "karras"), "order": None, "afs": False,
-        "append_zero": None, "rho": None, "last_level": None,
-    }  # fmt: skip
-    return levels_of(method, nfe, {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}, model.path)
+    chosen = grid or ("path-time" if model.learned else "karras")
+    method = MethodSettings(network="base", path="own", grid=chosen, solver=solver)
+    return levels_of(method, nfe, SPACE, model.path)
 
 
 def sample(

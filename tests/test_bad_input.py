@@ -86,7 +86,7 @@ def test_another_kind_of_file_is_refused(tmp_path, start):
         "[]", "3", "null", '"text"', "{", "", "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000,
         '{"kimg": NaN}', '{"kimg": 1e999}', '{"kimg": -1}', '{"kimg": "3"}', '{"kimg": ' + "9" * 4000 + "}",
         '{"device_seconds": Infinity}', '{"sigma_data": [1]}', '{"versions": [[]]}', '{"commits": 3}', '{"config": []}',
-        '{"stopped_early": 1}', '{"made_on": "here"}', '{"kimg": 3}\nno digest\n', '{"kimg": 3}\n',
+        '{"stopped_early": 1}', '{"environment": "here"}', '{"kimg": 3}\nno digest\n', '{"kimg": 3}\n',
     ],
 )  # fmt: skip
 def test_a_header_that_is_none_is_refused(tmp_path, header):

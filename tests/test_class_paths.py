@@ -19,6 +19,7 @@ from anisodiff.paths.schedules import KnotSchedule, karras_logs
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 from anisodiff.solvers import registry
 from anisodiff.solvers.generation import generate
+from anisodiff.solvers.loop import solve
 from anisodiff.stages.initial_paths import coefficient_variances, initial_path
 from anisodiff.storage import checkpoints
 
@@ -176,9 +177,7 @@ def test_principal_subspaces_spanned_by_low_dct_modes_are_the_block_partition():
         )
         assert torch.allclose(a, b, rtol=1e-9)
     levels = fixed.uniform(block, 5)
-    images = [
-        path.to_pixels(registry.solve(Denoiser(network, path), path.from_pixels(x0), levels)) for path in (ours, block)
-    ]
+    images = [path.to_pixels(solve(Denoiser(network, path), path.from_pixels(x0), levels)) for path in (ours, block)]
     assert torch.allclose(*images, atol=1e-9)
     g = block(t).g.detach()
     derivatives = [
@@ -330,7 +329,7 @@ def test_the_exact_score_of_a_gaussian_on_principal_subspaces():
     start, end = path(torch.tensor([1.0])).g, path(torch.tensor([0.0])).g
     exact = path.scale(z, ((1 + end) / (1 + start)).sqrt()).detach()
     errors = [
-        float((registry.solve(model, z, fixed.uniform(path, points, append_zero=False)) - exact).abs().max())
+        float((solve(model, z, fixed.uniform(path, points, append_zero=False)) - exact).abs().max())
         for points in (17, 33)
     ]
     assert errors[1] < errors[0] / 3.5

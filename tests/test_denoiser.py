@@ -21,7 +21,8 @@ from anisodiff.objectives.losses import edm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.solvers.generation import start
-from anisodiff.solvers.registry import heun, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.singlestep import heun
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
 

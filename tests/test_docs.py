@@ -16,7 +16,7 @@ from exact import SIDE, gaussian, measured_orders, solution, unequal_path
 from anisodiff.experiment.config import load_schema, resolve
 from anisodiff.grids.fixed import uniform
 from anisodiff.solvers import singlestep
-from anisodiff.solvers.registry import solve
+from anisodiff.solvers.loop import solve
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,7 +5,7 @@ from small_network import denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.fixed import uniform
 from anisodiff.solvers.generation import draw, generate
-from anisodiff.solvers.registry import midpoint
+from anisodiff.solvers.singlestep import midpoint
 
 
 def images(seeds: list[int], batch: int) -> torch.Tensor:

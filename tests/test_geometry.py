@@ -12,7 +12,8 @@ from anisodiff.grids.fixed import at_mean_levels, karras
 from anisodiff.grids.levels import levels
 from anisodiff.metrics import geometry
 from anisodiff.paths.noise_path import edm_path
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, euler
 from anisodiff.solvers.trajectories import record_trajectory
 

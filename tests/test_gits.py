@@ -15,7 +15,8 @@ from anisodiff.grids import gits
 from anisodiff.grids.fixed import karras, uniform
 from anisodiff.grids.levels import Levels, levels
 from anisodiff.solvers.generation import start as start_of
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.trajectories import record_trajectory
 from anisodiff.stages import searching
 from anisodiff.storage import checkpoints

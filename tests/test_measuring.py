@@ -17,7 +17,8 @@ from anisodiff.pixels import to_uint8
 from anisodiff.report import geometry_figures, geometry_table, plots
 from anisodiff.solvers.generation import draw
 from anisodiff.solvers.generation import start as start_of
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import euler
 from anisodiff.solvers.trajectories import record_trajectory
 from anisodiff.stages import measuring, sampling

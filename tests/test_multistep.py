@@ -13,6 +13,7 @@ from anisodiff.grids.levels import Levels, at
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces
+from anisodiff.solvers.loop import solve
 from anisodiff.solvers.multistep import (
     ADAMS_BASHFORTH,
     _phi,
@@ -21,7 +22,7 @@ from anisodiff.solvers.multistep import (
     weights_of_equal_steps,
     weights_of_estimates,
 )
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import ProbabilityFlow, State
 
 OF_ESTIMATES = ("dpmpp", "exp-ab", "unipc", "unipc-bh1")

@@ -55,7 +55,7 @@ def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
     assert found["images"] == 1797
     assert min(found["evaluations_per_second"], found["features_per_second"], *speeds.values(),
                *found["warp_images_per_second"].values()) > 0  # fmt: skip
-    assert found["made_on"]["device"]
+    assert found["environment"]["device"]
 
 
 def test_hours_and_bytes_of_a_small_plan(tmp_path):
@@ -73,7 +73,7 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     measured = {
         "evaluations_per_second": 2.0, "features_per_second": 4.0, "training_images_per_second": {"iso": 10.0},
         "warp_images_per_second": {"iso": 5.0}, "shape": [1, 8, 8], "images": 100, "network_bytes": 1000,
-        "made_on": {"device": "a GPU"},
+        "environment": {"device": "a GPU"},
     }  # fmt: skip
     found = planning.work(config["datasets"]["digits"], measured)
     assert found["images"] == 2 * (20 + 10)

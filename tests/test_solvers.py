@@ -14,7 +14,8 @@ from anisodiff.methods import levels_of
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import ProbabilityFlow, State
 
 

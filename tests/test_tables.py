@@ -21,7 +21,7 @@ def shard(folder, method, nfe, seeds, features, **changes):
     about = {
         "settings": {"nfe": nfe, "seeds": list(seeds)}, "evaluations": nfe, "kimg": 12.0, "stopped_early": False,
         "seconds": 1.0, "versions": ["1"], "commits": ["abc"], "device_seconds": 7200.0,
-        "made_on": {"device": "a GPU", "host": "n1"}, "last_step": [0.03, 0.0], **changes,
+        "environment": {"device": "a GPU", "host": "n1"}, "last_step": [0.03, 0.0], **changes,
     }  # fmt: skip
     about = {key: value for key, value in about.items() if value is not None}  # early versions say less
     cell = folder / method / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"

@@ -213,7 +213,7 @@ def test_every_result_says_where_it_was_made_and_what_it_cost(finished):
              "samples/edm/nfe3/0-63.safetensors", "reference.safetensors"]  # fmt: skip
     for file in files:
         about = checkpoints.header(results / file)
-        assert about["made_on"].keys() == {"host", "device", "torch", "threads"}
+        assert about["environment"].keys() == {"host", "device", "torch", "threads"}
         assert about["commits"]
     cell = checkpoints.header(results / "samples/edm/nfe3/0-63.safetensors")
     assert cell["images_per_second"] == pytest.approx(64 / cell["seconds"], rel=0.1)

@@ -12,7 +12,7 @@ import socket
 import stat
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urljoin, urlsplit
@@ -69,36 +69,34 @@ def is_pickle(url: str) -> bool:
     return address_path(url).suffix.lower() == ".pkl"
 
 
-def to_fetch(datasets: dict[str, Any]) -> dict[str, dict[str, str | None]]:
-    """Addresses of the files that datasets are made from, each once, with `sha256` and `md5` where one is given.
+def to_fetch(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, str | None]]:
+    """Addresses of published files, each once, with `sha256` and `md5` where one is given.
 
     Images on this machine are not among them: they are read where they are.
 
     Args:
-        datasets: by name, their resolved configurations.
+        files: the key of each in the configuration, and its `url`, `sha256` and `md5`.
 
     Raises:
         StageError: an address has no place, two share one, or one has two hashes; its key is named.
     """
     found: dict[str, dict[str, str | None]] = {}
     keys: dict[tuple[str, ...], tuple[str, str]] = {}  # of places, as a file system that ignores case sees them
-    for name, dataset in datasets.items():
-        for section in ("images", "base", "features", "reference"):
-            entry, key = dataset[section], f"datasets.{name}.{section}"
-            if entry is None or (section == "images" and not scheme(entry["url"])):
-                continue
-            url = entry["url"]
-            try:
-                parts = tuple(unicodedata.normalize("NFC", part).casefold() for part in address_path(url).parts)
-            except StageError as error:
-                raise StageError(f"{key}.url: {error}") from error
-            if (other := keys.setdefault(parts, (url, key)))[0] != url:
-                raise StageError(f"{key}.url: {url} and {other[0]} ({other[1]}) would be one file: rename one")
-            hashes = found.setdefault(url, {"sha256": None, "md5": None})
-            for kind, before in hashes.items():
-                if before and entry.get(kind) and entry[kind] != before:
-                    raise StageError(f"{key}.{kind}: {url} has another {kind} in another dataset: one of them is wrong")
-                hashes[kind] = before or entry.get(kind)
+    for key, entry in files:
+        url = entry["url"]
+        if key.endswith(".images") and not scheme(url):
+            continue
+        try:
+            parts = tuple(unicodedata.normalize("NFC", part).casefold() for part in address_path(url).parts)
+        except StageError as error:
+            raise StageError(f"{key}.url: {error}") from error
+        if (other := keys.setdefault(parts, (url, key)))[0] != url:
+            raise StageError(f"{key}.url: {url} and {other[0]} ({other[1]}) would be one file: rename one")
+        hashes = found.setdefault(url, {"sha256": None, "md5": None})
+        for kind, before in hashes.items():
+            if before and entry.get(kind) and entry[kind] != before:
+                raise StageError(f"{key}.{kind}: {url} has another {kind} in another dataset: one of them is wrong")
+            hashes[kind] = before or entry.get(kind)
     for parts, (url, key) in keys.items():
         for count in range(1, len(parts)):
             if other := keys.get(parts[:count]):

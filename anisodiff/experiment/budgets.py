@@ -1,12 +1,11 @@
 """How a budget of denoiser evaluations is spent: what the configuration checks and grids are built from. No torch."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from anisodiff.errors import StageError
-from anisodiff.solvers.costs import EVALUATIONS
-
-FALLING_TO_MIN = ("karras", "log-snr", "vp-time")  # grids that end at sigma_min: a last step to 0 is the rule
+from anisodiff.experiment.settings import DatasetSettings, MethodSettings
+from anisodiff.grids.registry import GRIDS
+from anisodiff.solvers.registry import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -26,25 +25,25 @@ class StepCount:
         return self.points - 1 + self.append_zero
 
 
-def budgets(dataset: dict[str, Any], method: str) -> list[int]:
+def budgets(dataset: DatasetSettings, method: str) -> list[int]:
     """Budgets of a method: its own, or those of the dataset."""
-    return dataset["methods"][method]["nfe"] or dataset["sampling"]["nfe"]
+    return dataset.methods[method].nfe or dataset.sampling.nfe
 
 
-def grid_nfe(dataset: dict[str, Any]) -> int:
+def grid_nfe(dataset: DatasetSettings) -> int:
     """Budget of the strips and sample grids."""
-    return dataset["plots"]["grid_nfe"] or min(dataset["sampling"]["nfe"])
+    return dataset.plots.grid_nfe or min(dataset.sampling.nfe)
 
 
-def strip_methods(dataset: dict[str, Any]) -> list[str]:
+def strip_methods(dataset: DatasetSettings) -> list[str]:
     """Methods of the strips, the isotropic one first: by default iso and ani where both can be drawn, or none."""
-    if chosen := dataset["plots"]["strip_methods"]:
+    if chosen := dataset.plots.strip_methods:
         return chosen
-    drawn = {name for name in dataset["methods"] if grid_nfe(dataset) in budgets(dataset, name)}
+    drawn = {name for name in dataset.methods if grid_nfe(dataset) in budgets(dataset, name)}
     return ["iso", "ani"] if {"iso", "ani"} <= drawn else []
 
 
-def steps_for_nfe(nfe: int, method: dict[str, Any]) -> StepCount:
+def steps_for_nfe(nfe: int, method: MethodSettings) -> StepCount:
     """The grid's size for exactly `nfe` evaluations an image.
 
     A step costs one evaluation, or two for solvers that evaluate between nodes; a step to 0 always costs one, and an
@@ -52,32 +51,30 @@ def steps_for_nfe(nfe: int, method: dict[str, Any]) -> StepCount:
 
     Args:
         nfe: the budget.
-        method: grid, solver, order, afs, append_zero.
+        method: its settings.
 
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid.
     """
-    solver, each = method["solver"], EVALUATIONS.get(method["solver"], 1)
-    evaluations = nfe + method["afs"]
-    append_zero = method["append_zero"]
+    solver, grid, each = method.solver, GRIDS[method.grid], SOLVERS[method.solver].evaluations
+    evaluations = nfe + method.afs
+    append_zero = method.append_zero
     if append_zero is None:
-        append_zero = method["grid"] in FALLING_TO_MIN or (
-            evaluations % each == each - 1 and (each == 2 or method["grid"] in ("path-time", "warped"))
-        )
+        append_zero = grid.ends_at_min or (evaluations % each == each - 1 and (each == 2 or grid.in_path_time))
     steps, rest = divmod(evaluations - append_zero, each)
     if rest:
         ends = "ends in one step to 0" if append_zero else "has no step to 0"
-        kind = "odd" if append_zero != method["afs"] else "even"
+        kind = "odd" if append_zero != method.afs else "even"
         raise StageError(
-            f"{nfe} cannot be spent: {solver} on the {method['grid']} grid {ends} and takes {kind} budgets; "
+            f"{nfe} cannot be spent: {solver} on the {method.grid} grid {ends} and takes {kind} budgets; "
             f"use {nfe - 1} or {nfe + 1}"
         )
     budget = StepCount(steps + 1, append_zero)
     if budget.steps < 1 or (each == 2 and steps < 1):
         raise StageError(f"{nfe} cannot be spent: {solver} needs {each} or more")
-    if method["order"] is not None and method["order"] > budget.steps:
+    if method.order is not None and method.order > budget.steps:
         raise StageError(
-            f"{nfe} cannot be spent: {solver} of order {method['order']} makes {budget.steps} steps with it; "
+            f"{nfe} cannot be spent: {solver} of order {method.order} makes {budget.steps} steps with it; "
             "use more, or a lower order"
         )
     return budget

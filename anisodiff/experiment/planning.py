@@ -2,113 +2,71 @@
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anisodiff.data.download import is_pickle
-from anisodiff.experiment.budgets import budgets, strip_methods
-from anisodiff.experiment.config import basis_of
+from anisodiff.experiment.budgets import budgets
+from anisodiff.experiment.files import ranges
+from anisodiff.experiment.settings import DatasetSettings, ExperimentSettings
+from anisodiff.metrics.registry import FEATURES
 
-FEATURES = {"inception": 2048, "efficientnet-lite0": 1280, "digits-cnn": 64}
 STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
 
 
-def needed(dataset: dict[str, Any]) -> dict[str, set[str]]:
-    """Runs, paths, bases, warps and searches that the methods and the geometry of a dataset reach."""
-    found: dict[str, set[str]] = {kind: set() for kind in ("runs", "paths", "bases", "warps", "searches")}
+def needed(dataset: DatasetSettings) -> dict[str, set[str]]:
+    """Runs and warps that the methods and the geometry of a dataset reach."""
+    runs: set[str] = set()
 
     def want(name: str) -> None:
         """A network or a path; a run makes both, and no path has a run's name."""
-        kind = "runs" if name in dataset["runs"] else "paths"
-        if name == "base" or name in found[kind]:
-            return
-        found[kind].add(name)
-        entry = dataset[kind][name]
-        if kind == "runs":
-            want(entry["start"])
-            want(entry["path"])
-        if basis := basis_of(entry["subspaces"]):
-            found["bases"].add(basis)
+        if name in dataset.runs and name not in runs:
+            runs.add(name)
+            want(dataset.runs[name].start)
+            want(dataset.runs[name].path)
 
-    for method in (*dataset["methods"].values(), *dataset["geometry"].values()):
-        made = [method]
-        for kind, one in (("warps", "warp"), ("searches", "search")):
-            if one in method:
-                found[kind].add(method[one])
-                made.append(dataset[kind][method[one]])
-        for each in made:
-            want(each["network"])
-            want(each["path"])
-    return found
+    warps = {method.warp for method in dataset.methods.values() if method.warp is not None}
+    searches = {method.search for method in dataset.methods.values() if method.search is not None}
+    users = [*dataset.methods.values(), *dataset.geometry.values(), *(dataset.warps[name] for name in warps),
+             *(dataset.searches[name] for name in searches)]  # fmt: skip
+    for user in users:
+        want(user.network)
+        want(user.path)
+    return {"runs": runs, "warps": warps}
 
 
-def ranges(sampling: dict[str, Any], nfe: int) -> int:
-    """Seed ranges of a budget."""
-    return sampling["ranges_at"].get(str(nfe), sampling["ranges"])
-
-
-def shards(dataset: dict[str, Any], method: str) -> list[tuple[int, int]]:
-    """First and last seed of a method's sampling jobs: fixed ranges, so that a new one leaves the others alone."""
-    sampling = dataset["sampling"]
-    images, shard = sampling["images"], sampling["shard"]
-    return [
-        (first, min(first + shard, (index + 1) * images) - 1)
-        for index in range(max(ranges(sampling, nfe) for nfe in budgets(dataset, method)))
-        for first in range(index * images, (index + 1) * images, shard)
-    ]
-
-
-def warp_budgets(dataset: dict[str, Any], warp: str) -> set[int]:
+def warp_budgets(dataset: DatasetSettings, warp: str) -> set[int]:
     """Budgets of all methods on a warp."""
-    on = [method for method, settings in dataset["methods"].items() if settings.get("warp") == warp]
-    followed = {nfe for method, nfe in dataset["convergence"].items() if method in on}
+    on = [method for method, settings in dataset.methods.items() if settings.warp == warp]
+    followed = {nfe for method, nfe in dataset.convergence.items() if method in on}
     return followed.union(*(budgets(dataset, method) for method in on))
 
 
-def jobs(dataset: dict[str, Any]) -> Counter:
-    """Jobs of a dataset by rule, all it needs made from nothing, but for downloads, which datasets share."""
-    used = needed(dataset)
-    per_nfe = [name for name in used["warps"] if dataset["warps"][name]["steps"] == "per_nfe"]
-    counted = Counter(
-        images=1,
-        reference=1,
-        convert=int(is_pickle(dataset["base"]["url"])),
-        basis=len(used["bases"]),
-        path=len(used["paths"]),
-        finetune=len(used["runs"]),
-        warp=len(used["warps"]) - len(per_nfe),
-        warp_per_nfe=sum(len(warp_budgets(dataset, name)) for name in per_nfe),
-        search=len(used["searches"]),
-        sample=sum(len(shards(dataset, method)) for method in dataset["methods"]),
-        trajectory=len(strip_methods(dataset)),
-        geometry=len(dataset["geometry"]),
-        geometry_table=int(bool(dataset["geometry"])),
-        convergence=len(dataset["convergence"]),
-        distance=1,
-        table=1,
-        plots=1,
-    )
-    return +counted
+def jobs_of(dry_run: str) -> dict[str, int]:
+    """Rule -> number of jobs, from what a dry run of Snakemake prints."""
+    table = dry_run.split("Job stats:")[-1]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w[\w-]*) +(\d+)$", table, re.M) if rule != "total"}
 
 
-def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, int | float | None]:
+def work(dataset: DatasetSettings, measured: dict[str, Any] | None) -> dict[str, int | float | None]:
     """Counts, device hours and bytes of a dataset; None is what nobody has measured.
 
     Args:
         dataset: its resolved configuration.
         measured: speeds, as `throughput.measure_throughput` writes them.
     """
-    used, sampling = needed(dataset), dataset["sampling"]
-    runs = {name: dataset["runs"][name]["kimg"] * 1000 for name in used["runs"]}
-    warps = {name: dataset["warps"][name]["kimg"] * 1000 for name in used["warps"]}
+    used, sampling = needed(dataset), dataset.sampling
+    runs = {name: dataset.runs[name].kimg * 1000 for name in used["runs"]}
+    warps = {name: dataset.warps[name].kimg * 1000 for name in used["warps"]}
     for name in warps:
-        warps[name] *= len(warp_budgets(dataset, name)) if dataset["warps"][name]["steps"] == "per_nfe" else 1
-    cells = [(nfe, ranges(sampling, nfe)) for method in dataset["methods"] for nfe in budgets(dataset, method)]
-    images = sampling["images"] * sum(count for _, count in cells)
-    evaluations = sampling["images"] * sum(nfe * count for nfe, count in cells)
-    features = FEATURES[dataset["features"]["kind"]]
-    files = -(-sampling["images"] // sampling["shard"]) * sum(count for _, count in cells)
+        warps[name] *= len(warp_budgets(dataset, name)) if dataset.warps[name].steps == "per_nfe" else 1
+    cells = [(nfe, ranges(dataset, nfe)) for method in dataset.methods for nfe in budgets(dataset, method)]
+    images = sampling.images * sum(count for _, count in cells)
+    evaluations = sampling.images * sum(nfe * count for nfe, count in cells)
+    features = FEATURES[dataset.features.kind].dimension
+    files = -(-sampling.images // sampling.shard) * sum(count for _, count in cells)
     found: dict[str, int | float | None] = {
         "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
         "sampling hours": None, "training hours": None, "bytes": None,
@@ -124,18 +82,18 @@ def work(dataset: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, 
         if wanted.keys() <= speeds.keys():
             found["training hours"] = sum(count / speeds[name] for name, count in wanted.items()) / 3600
         pixels = math.prod(measured["shape"])
-        kept = images * (pixels + 200) if sampling["keep"] == "images" else 0
+        kept = images * (pixels + 200) if sampling.keep == "images" else 0
         networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))
         found["bytes"] = found["cell bytes"] + measured["images"] * pixels + networks + kept
     return found
 
 
-def page(config: dict[str, Any], downloads: int, results: Path) -> str:
+def page(config: ExperimentSettings, jobs: Mapping[str, Mapping[str, int]], results: Path) -> str:
     """The plan, for people.
 
     Args:
-        config: resolved.
-        downloads: published files to fetch.
+        config: the settings.
+        jobs: of every dataset, all it needs made from nothing: rule -> number, as Snakemake counts them.
         results: folder in which throughputs were measured, `<dataset>/throughput.json`.
     """
     head = [
@@ -149,23 +107,23 @@ def page(config: dict[str, Any], downloads: int, results: Path) -> str:
         "disk GB",
         "measured on",
     ]
-    rows, total, every = [], Counter(download=downloads), []
-    for name, dataset in config["datasets"].items():
+    rows, total, every = [], Counter[str](), []
+    for name, dataset in config.datasets.items():
         file = results / name / "throughput.json"
         measured = json.loads(file.read_text()) if file.is_file() else None
-        found, counted = work(dataset, measured), jobs(dataset)
+        found, counted = work(dataset, measured), Counter(jobs[name])
         total += counted
         every.append(found)
-        rows.append(_row(name, counted.total(), found, measured["made_on"]["device"] if measured else "not yet"))
+        rows.append(_row(name, counted.total(), found, measured["environment"]["device"] if measured else "not yet"))
     parts = {key: [each[key] for each in every] for key in every[0]}
     whole = {key: None if None in values else sum(values) for key, values in parts.items()}
-    rows.append(_row("all", total.total() + 1, whole, ""))
+    rows.append(_row("all", total.total(), whole, ""))
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [_line(row, widths) for row in [head, *rows]]
     by_rule = ", ".join(f"{rule} {number}" for rule, number in sorted(total.items()))
     notes = [
         "",
-        f"Jobs from nothing: {by_rule}, and one that collects.",
+        f"Jobs from nothing: {by_rule}; datasets share downloads.",
         "Hours are of one device, summed over devices; each job adds its start (about a minute on a cluster).",
         "Disk: cells, networks with their resume states, training images, and the samples where they are kept.",
     ]

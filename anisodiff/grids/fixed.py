@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from anisodiff.errors import InvalidArgument
-from anisodiff.grids.levels import Levels, at, levels
+from anisodiff.grids.levels import GridRequest, Levels, at, levels
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import LogLinear, karras_sigmas
+
+LAST_LEVEL = 0.03  # mean level from which a path's grid takes its step to 0, where no other is asked for
 
 
 def _spread(points: int, subspaces: int, append_zero: bool, sigma_at: Callable[[Tensor], Tensor]) -> Levels:
@@ -94,6 +96,37 @@ class VpTime:
         least, spread = self.betas
         sigma = self.sigma(time)
         return (spread * time + least) * (1 + sigma.square()) / (2 * sigma)
+
+
+def karras_grid(request: GridRequest) -> Levels:
+    """EDM's polynomial grid; see `karras`."""
+    ends = request.sigma_min, request.sigma_max
+    return karras(request.points, request.path.subspaces.count, *ends, request.rho or 7.0, request.append_zero)
+
+
+def log_snr_grid(request: GridRequest) -> Levels:
+    """Grid uniform in log sigma; see `log_snr`."""
+    ends = request.sigma_min, request.sigma_max
+    return log_snr(request.points, request.path.subspaces.count, *ends, request.append_zero)
+
+
+def vp_time_grid(request: GridRequest) -> Levels:
+    """Grid uniform in a root of the variance-preserving process's time; see `time_uniform`."""
+    ends = request.sigma_min, request.sigma_max
+    return time_uniform(request.points, request.path.subspaces.count, *ends, request.append_zero, request.rho or 1.0)
+
+
+def path_time_grid(request: GridRequest) -> Levels:
+    """Grid uniform in the path's time, or in its warped time; see `uniform`."""
+    last = (request.last_level or LAST_LEVEL) if request.append_zero else None
+    return uniform(request.path, request.points, request.warp, request.append_zero, last)
+
+
+def given_grid(request: GridRequest) -> Levels:
+    """Levels by hand; see `given`."""
+    if request.by_hand is None:
+        raise InvalidArgument("grid: there are no levels for this budget")
+    return given(request.by_hand, request.path.subspaces.count)
 
 
 def given(nodes: Sequence[float], subspaces: int) -> Levels:

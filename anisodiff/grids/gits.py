@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.grids.levels import Levels, at
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.errors import InvalidArgument
+from anisodiff.grids.levels import GridRequest, Levels, at
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 
@@ -211,3 +213,16 @@ def search(
         analytic_ways = with_analytic_step(ways, cost, direction, gamma)
     seconds = (taught - began, measured - taught, programmed - measured, time.perf_counter() - programmed)
     return Search(ways, analytic_ways, seconds)
+
+
+def searched_grid(request: GridRequest) -> Levels:
+    """Levels that a search found for a number of steps.
+
+    Raises:
+        InvalidArgument: the search found none for this number.
+    """
+    steps = request.points - 1
+    name = f"{'analytic' if request.analytic_first else 'way'}-{steps}"
+    if request.search is None or name not in request.search:
+        raise InvalidArgument(f"found no levels for {steps} steps")
+    return at(request.search["nodes"][request.search[name]], request.append_zero)

@@ -1,12 +1,17 @@
 """Levels: the standard deviations at which a solver evaluates a path."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from anisodiff.paths.noise_path import NoisePath, Warp
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,37 @@ class Levels:
     def ends_at_zero(self, k: int) -> bool:
         """Whether step k ends at 0."""
         return k + 1 == self.steps and bool((self.nodes[-1] == 0).all())
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """What a grid is made for, and what is needed for one kind of grid or another.
+
+    Attributes:
+        points: nodes above 0.
+        append_zero: a step to 0 follows the last of them.
+        path: the noise path whose levels are taken.
+        sigma_min: smallest level of grids that have one.
+        sigma_max: their largest.
+        rho: exponent of a polynomial grid; None is its usual one.
+        last_level: geometric-mean level of a path's last node before a step to 0.
+        warp: of a path's time.
+        by_hand: levels, falling.
+        search: tensors of a search: its fine grid `nodes`, and the ways through it by name.
+        analytic_first: the first step is analytic, and a search has ways for that.
+    """
+
+    points: int
+    append_zero: bool
+    path: "NoisePath"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float | None = None
+    last_level: float | None = None
+    warp: "Warp | None" = None
+    by_hand: Sequence[float] | None = None
+    search: Mapping[str, Tensor] | None = None
+    analytic_first: bool = False
 
 
 def levels(nodes: Tensor, inner: Tensor, append_zero: bool) -> Levels:

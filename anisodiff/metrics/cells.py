@@ -1,37 +1,22 @@
 """Files of feature statistics: the cells of a table, and references."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from anisodiff.errors import StageError, one_line
+from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
+from anisodiff.metrics.registry import FEATURES
 from anisodiff.storage import checkpoints
+from anisodiff.storage.files import Metadata
 
 
-def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, dict[str, Any]]:
+def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, Metadata]:
     """The statistics of a cell, and its header.
 
     Raises:
         StageError: the cell is missing, damaged or of another kind.
     """
-    tensors, about = checkpoints.read(cell)
-    return frechet.FeatureStatistics.from_tensors(tensors, cell), about
-
-
-def cells_of(manifest: Path) -> list[Path]:
-    """The cells that a manifest names.
-
-    Raises:
-        StageError: it is missing or damaged.
-    """
-    try:
-        named = json.loads(manifest.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StageError(f"{manifest}: no manifest of cells ({one_line(error)}): delete it and run again") from error
-    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
-        raise StageError(f"{manifest}: no manifest of cells: delete it and run again")
-    return [manifest.parent / each for each in named]
+    tensors, metadata = checkpoints.read(cell)
+    return frechet.FeatureStatistics.from_tensors(tensors, cell), metadata
 
 
 def load_reference(file: Path, features: str) -> frechet.Gaussian:
@@ -41,10 +26,12 @@ def load_reference(file: Path, features: str) -> frechet.Gaussian:
         StageError: it is of another feature network.
     """
     if file.suffix == ".npz":
-        if features != "inception":
+        if not FEATURES[features].is_fid:
             raise StageError(f"{file}: published statistics are of Inception's features, not of {features}")
         return frechet.published_statistics(file)
-    tensors, about = checkpoints.read(file)
-    if about.get("features") != features:
-        raise StageError(f"{file}: statistics of {about.get('features')} features, not of {features}: make them again")
+    tensors, metadata = checkpoints.read(file)
+    if metadata.get("features") != features:
+        raise StageError(
+            f"{file}: statistics of {metadata.get('features')} features, not of {features}: make them again"
+        )
     return frechet.Gaussian.from_tensors(tensors, file)

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anisodiff.errors import StageError, one_line
+from anisodiff.experiment.settings import FeatureTrainingSettings
+from anisodiff.metrics.registry import FEATURES
 from anisodiff.pixels import to_unit
 from anisodiff.storage import checkpoints
 
@@ -47,12 +48,13 @@ class DigitsCNN(nn.Module):
         return self.classes(self.features(x))
 
 
-def _digits_cnn(file: Path, device: str) -> Features:
-    tensors, about = checkpoints.read(file)
+def digits_cnn(file: Path, device: str) -> Features:
+    """Features of a `DigitsCNN`."""
+    tensors, metadata = checkpoints.read(file)
     try:
         with torch.device("meta"):  # sizes first, without memory
-            DigitsCNN(**about["config"]).load_state_dict(tensors, assign=True)
-        network = DigitsCNN(**about["config"])
+            DigitsCNN(**metadata["config"]).load_state_dict(tensors, assign=True)
+        network = DigitsCNN(**metadata["config"])
         network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise StageError(f"{file}: holds no digits-cnn ({one_line(error)}): give the file of one") from error
@@ -66,7 +68,8 @@ def _digits_cnn(file: Path, device: str) -> Features:
     return features
 
 
-def _inception(file: Path, device: str) -> Features:
+def inception(file: Path, device: str) -> Features:
+    """Features of the Inception network that published FIDs use."""
     from cleanfid.inception_torchscript import InceptionV3W
 
     if file.name != "inception-2015-12-05.pt":
@@ -78,7 +81,7 @@ def _inception(file: Path, device: str) -> Features:
     return lambda images: network(_rgb(images).to(device, torch.float32))
 
 
-def _efficientnet_lite0(file: Path, device: str) -> Features:
+def efficientnet_lite0(file: Path, device: str) -> Features:
     """Average-pooled last features (1,280) of the ImageNet classifier; images resized to 128x128, `(x - 127) / 128`."""
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -108,19 +111,6 @@ def _rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-FEATURES: dict[str, Callable[[Path, str], Features]] = {
-    "digits-cnn": _digits_cnn,
-    "efficientnet-lite0": _efficientnet_lite0,
-    "inception": _inception,
-}
-TITLES = {
-    "digits-cnn": "Frechet distance, digits-cnn features",
-    "efficientnet-lite0": "Frechet distance, EfficientNet-Lite0 features",
-    "inception": "FID",
-}
-INCEPTION_FEATURES = 2048
-
-
 def extractor(kind: str, file: Path, device: str) -> Features:
     """The features of a network.
 
@@ -136,7 +126,7 @@ def extractor(kind: str, file: Path, device: str) -> Features:
         raise StageError(f"features: kind {kind!r} is unknown: use one of {', '.join(FEATURES)}")
     if not Path(file).is_file():
         raise StageError(f"{file}: no such file: give the file of {kind}")
-    return FEATURES[kind](file, device)
+    return FEATURES[kind].load()(file, device)
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,8 @@ def published_statistics(file: Path) -> Gaussian:
     Raises:
         StageError: it is no such file, or one of other features.
     """
-    largest = 2 * 8 * INCEPTION_FEATURES**2  # bytes of an array; no more is unpacked
+    dimension = FEATURES["inception"].dimension
+    largest = 2 * 8 * dimension**2  # bytes of an array; no more is unpacked
     try:
         with zipfile.ZipFile(file) as held:
             if any(each.file_size > largest for each in held.infolist()):
@@ -196,9 +187,9 @@ def published_statistics(file: Path) -> Gaussian:
     ) as error:  # fmt: skip
         said = one_line(error)
         raise StageError(f"{file}: no reference statistics ({said}): it should hold mu and sigma") from error
-    if mean.shape != (INCEPTION_FEATURES,) or covariance.shape != (INCEPTION_FEATURES,) * 2:
+    if mean.shape != (dimension,) or covariance.shape != (dimension,) * 2:
         raise StageError(
-            f"{file}: statistics of {mean.numel()} features, Inception has {INCEPTION_FEATURES}: "
+            f"{file}: statistics of {mean.numel()} features, Inception has {dimension}: "
             "give statistics of the same feature network"
         )
     return Gaussian.from_tensors({"mean": mean, "covariance": covariance}, file)
@@ -301,7 +292,7 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
 
 
-def train_digits_cnn(settings: dict[str, Any], folder: Path) -> tuple[DigitsCNN, float]:
+def train_digits_cnn(settings: FeatureTrainingSettings, folder: Path) -> tuple[DigitsCNN, float]:
     """Train the digits classifier; returns it and its accuracy on held-out images.
 
     Args:
@@ -310,14 +301,14 @@ def train_digits_cnn(settings: dict[str, Any], folder: Path) -> tuple[DigitsCNN,
     """
     from anisodiff.data.image_sets import load
 
-    torch.manual_seed(settings["seed"])
-    images, heldout = load(folder).split(settings["heldout"])
+    torch.manual_seed(settings.seed)
+    images, heldout = load(folder).split(settings.heldout)
     network = DigitsCNN()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings["learning_rate"], weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["learning_rate"], total_steps=settings["steps"])
-    for step in range(settings["steps"]):
-        generator = torch.Generator().manual_seed((settings["seed"] << 32) + step)
-        index = torch.randint(len(images), (settings["batch"],), generator=generator)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
+    for step in range(settings.steps):
+        generator = torch.Generator().manual_seed((settings.seed << 32) + step)
+        index = torch.randint(len(images), (settings.batch,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         pixels, labels = images.take(index)
         x = torch.roll(to_unit(pixels), shift, dims=(2, 3))

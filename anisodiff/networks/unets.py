@@ -27,6 +27,7 @@ from anisodiff.networks.layers import (
     norm,
     zeroed,
 )
+from anisodiff.networks.registry import NETWORKS
 
 
 class RawNetwork(nn.Module):
@@ -309,9 +310,6 @@ def _levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int
     return [(level, (img_resolution >> level, model_channels * mult)) for level, mult in enumerate(channel_mult)]
 
 
-NETWORKS: dict[str, type[RawNetwork]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-
-
 def _config(arguments: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments as JSON."""
     own = {key: value for key, value in arguments.items() if key not in ("self", "__class__")}
@@ -347,7 +345,7 @@ def _check_arguments(model_type: str, arguments: dict[str, Any]) -> None:
     """Refuse a type and arguments that no network has."""
     if not isinstance(model_type, str) or model_type not in NETWORKS:
         raise InvalidArgument(f"network: {model_type!r:.60} is unknown: use one of {', '.join(NETWORKS)}")
-    hints = typing.get_type_hints(NETWORKS[model_type].__init__)
+    hints = typing.get_type_hints(NETWORKS[model_type].load().__init__)
     for name, value in arguments.items():
         if name in hints and not _fits(value, hints[name]):
             raise InvalidArgument(f"network: {name} is {value!r:.60}, which no network has")
@@ -367,7 +365,7 @@ def build(model_type: str, **arguments: Any) -> RawNetwork:
     """
     _check_arguments(model_type, arguments)
     try:
-        network = NETWORKS[model_type](**arguments)
+        network = NETWORKS[model_type].load()(**arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InvalidArgument(f"network: {one_line(error)}") from error
     network.config["model_type"] = model_type

@@ -3,6 +3,7 @@
 Everything here is float64: the tensors are small, and levels must be exact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -207,3 +208,46 @@ def spectral_curve(
     nodes[-1] = 1.0
     per_subspace = [LogLinear(time, logs[None])(nodes) for time in times]
     return LogLinear(nodes, torch.cat([each.g.T for each in per_subspace]).log())
+
+
+@dataclass(frozen=True)
+class ScheduleRequest:
+    """What the schedule of a path that needs no training is made for.
+
+    Attributes:
+        subspaces: J.
+        g_min: variance at t = 0.
+        sigma_min: smallest level of EDM's grid.
+        sigma_max: level at t = 1.
+        knots: nodes of the schedule.
+        c: constant of the loss that a closed form minimises.
+        classes: number of classes with a schedule each; 0 is one for all.
+        spectra: for each subspace of the DCT, the variances of the data's coefficients; None where they are not known.
+    """
+
+    subspaces: int
+    g_min: float
+    sigma_min: float
+    sigma_max: float
+    knots: int
+    c: float
+    classes: int = 0
+    spectra: Callable[[], list[Tensor]] | None = None
+
+
+def karras_schedule(request: ScheduleRequest) -> KnotSchedule:
+    """EDM's schedule in every subspace, to learn from."""
+    logs = karras_logs(request.knots, request.g_min, request.sigma_min, request.sigma_max)
+    logs = logs.expand(request.subspaces, -1)
+    return KnotSchedule(logs.expand(request.classes, -1, -1) if request.classes else logs)
+
+
+def spectral_schedule(request: ScheduleRequest) -> FixedSchedule:
+    """The closed form for the data's spectrum; see `spectral_curve`.
+
+    Raises:
+        InvalidArgument: the spectra are not known, or a subspace has none.
+    """
+    if request.classes or request.spectra is None:
+        raise InvalidArgument("a closed form is for one schedule a subspace of the DCT")
+    return FixedSchedule(spectral_curve(request.spectra(), request.c, request.g_min, request.sigma_max**2))

@@ -10,7 +10,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from anisodiff.metrics import frechet
+from anisodiff.metrics.registry import FEATURES
 
 COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 DASHES = ["-", "--", "-.", ":"]
@@ -19,6 +19,7 @@ MARKERS = "osD^vPX<>*hp"
 PATHS = {"edm": "#000000", "iso": "#E69F00", "ani": "#0072B2", "spectral-iso": "#009E73", "spectral-ani": "#882255"}
 FURTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#332288", "#999933", "#44AA99", "#661100")  # of other paths
 # line and marker of a solver, the same in every figure
+Look = dict[str, Any]  # matplotlib's properties of a line
 SOLVERS: dict[str, tuple[Any, str]] = {
     "midpoint": ("-", "o"),
     "heun": ("--", "s"),
@@ -56,7 +57,7 @@ STYLE = {
 }
 
 
-def styles(count: int) -> list[dict[str, Any]]:
+def styles(count: int) -> list[Look]:
     """Lines told apart by colour, dash and marker together."""
     marks = itertools.islice(itertools.cycle(MARKERS), count)
     return [
@@ -79,7 +80,7 @@ def path_colours(paths: Iterable[str]) -> dict[str, str]:
     return PATHS | _others(paths, PATHS, FURTHER_COLOURS)
 
 
-def looks(methods: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+def looks(methods: Mapping[str, Sequence[str]]) -> dict[str, Look]:
     """Looks of methods: colour says the path, line and marker the solver, the marker's filling what else differs.
 
     Args:
@@ -127,7 +128,7 @@ def distance_axis(axes: Axes, features: str) -> None:
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.set_ylabel(frechet.TITLES[features].replace(", ", ",\n"))
+    axes.set_ylabel(FEATURES[features].title.replace(", ", ",\n"))
 
 
 def show(

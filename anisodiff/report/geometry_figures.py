@@ -4,7 +4,6 @@ Sampling goes from left to right: levels fall along the axis.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from anisodiff.metrics.geometry import DENOISERS
 from anisodiff.report import tables
-from anisodiff.report.drawing import COLOURS, DASHES, MARKERS, distance_axis, legend_beside, show, styles, tiled
+from anisodiff.report.drawing import COLOURS, DASHES, MARKERS, Look, distance_axis, legend_beside, show, styles, tiled
 from anisodiff.storage import checkpoints
 
 KINDS = dict(zip(DENOISERS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
@@ -286,7 +285,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
     return figure
 
 
-def convergence(files: dict[str, str], look: dict[str, dict[str, Any]]) -> Figure:
+def convergence(files: dict[str, str], look: dict[str, Look]) -> Figure:
     """Figures 8 and 11: distance of states and of denoised estimates; these are what a jump from the node returns.
 
     Args:

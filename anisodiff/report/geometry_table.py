@@ -1,7 +1,6 @@
 """The table of the geometry stage: a row for each denoiser over each path."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -9,7 +8,7 @@ from anisodiff.errors import StageError
 from anisodiff.metrics.geometry import DENOISERS
 from anisodiff.report.tables import markdown
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import write_text
+from anisodiff.storage.files import Metadata, write_text
 
 HEAD = [
     "name", "denoiser", "trajectories", "deviation", "of the chord", "at level", "one peak", "in one direction",
@@ -71,8 +70,8 @@ def write(files: dict[str, Path], output: Path) -> None:
     write_text(output / "geometry.md", "\n\n".join(pages) + "\n")
 
 
-def _summary(file: Path) -> dict[str, Any]:
-    about = checkpoints.header(file)
-    if not about.get("geometry"):
+def _summary(file: Path) -> Metadata:
+    metadata = checkpoints.header(file)
+    if not metadata.get("geometry"):
         raise StageError(f"{file}: holds no geometry: give a file of the stage `geometry`")
-    return about["summary"]
+    return metadata["summary"]

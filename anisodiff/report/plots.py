@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
 from anisodiff.report import geometry_figures, tables
@@ -23,6 +23,7 @@ from anisodiff.report.drawing import (
     DASHES,
     MARKERS,
     STYLE,
+    Look,
     distance_axis,
     legend_beside,
     looks,
@@ -35,44 +36,43 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import atomic
 
 
-def make(table: Path, settings: dict[str, Any], output: Path) -> None:
+def make(table: Path, settings: FigureSettings, output: Path) -> None:
     """Draw every figure into a folder.
 
     Args:
         table: `table.csv`.
-        settings: what to show: dataset, sigma_max, methods (path and solver of each), ladder, paths, warps, strips,
-            grid_nfe, reference, samples, geometry, convergence, published.
+        settings: what to show.
         output: folder.
     """
     mpl.use("Agg")
     tidy = tables.read(table)
-    paths = {name: checkpoints.load_path(file)[0] for name, file in settings["paths"].items()}
+    paths = {name: checkpoints.load_path(file)[0] for name, file in settings.paths.items()}
     warps = {
         name: (checkpoints.load_warp(file, paths[path])[0], path)
-        for name, (file, path) in settings["warps"].items()
+        for name, (file, path) in settings.warps.items()
         if path in paths
     }
-    published = published_values(settings["dataset"], **settings["published"])
-    look = looks(settings["methods"])
+    published = published_values(settings.dataset, settings.published.file, settings.published.methods)
+    look = looks(settings.methods)
     figures: dict[str, Callable[[], Figure]] = {
-        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings["methods"], look, published),
-        "learned-levels": lambda: learned_levels(paths, warps, settings["sigma_max"]),
-        "log-ratio": lambda: log_ratio(paths, warps, settings["sigma_max"]),
+        "distance-against-nfe": lambda: distance_against_nfe(tidy, settings.methods, look, published),
+        "learned-levels": lambda: learned_levels(paths, warps, settings.sigma_max),
+        "log-ratio": lambda: log_ratio(paths, warps, settings.sigma_max),
         "dct-bases": lambda: dct_bases(32),
         "samples": lambda: samples(settings),
     }
-    if settings["ladder"]:
-        figures["ladder"] = lambda: ladder(tidy, settings["ladder"], look)
-    if settings["strips"]:
-        figures["denoising-strips"] = lambda: denoising_strips(settings["strips"], look)
-    if settings["geometry"]:
-        figures |= geometry_figures.figures(settings["geometry"])
-    if settings["convergence"]:
-        figures["convergence"] = lambda: geometry_figures.convergence(settings["convergence"], look)
+    if settings.ladder:
+        figures["ladder"] = lambda: ladder(tidy, settings.ladder, look)
+    if settings.strips:
+        figures["denoising-strips"] = lambda: denoising_strips(settings.strips, look)
+    if settings.geometry:
+        figures |= geometry_figures.figures(settings.geometry)
+    if settings.convergence:
+        figures["convergence"] = lambda: geometry_figures.convergence(settings.convergence, look)
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             figure = draw()
-            figure.suptitle(FIGURES[name].title.format(dataset=settings["dataset"]), fontsize=10)
+            figure.suptitle(FIGURES[name].title.format(dataset=settings.dataset), fontsize=10)
             for kind in ("svg", "png"):
                 with atomic(output / f"{name}.{kind}") as temporary:
                     figure.savefig(temporary, metadata={"Date": None} if kind == "svg" else {"Software": None})
@@ -126,7 +126,7 @@ def panels_of(methods: dict[str, tuple[str, str]]) -> list[list[str]]:
 def distance_against_nfe(
     tidy: pd.DataFrame,
     methods: dict[str, tuple[str, str]],
-    look: dict[str, dict[str, Any]],
+    look: dict[str, Look],
     published: pd.DataFrame,
 ) -> Figure:
     """Paper, Figure 2, in small multiples: the grey band in each panel is the best of all methods at every budget.
@@ -193,7 +193,7 @@ def _images(tidy: pd.DataFrame) -> str:
     return f"{tidy['images'].min()} images a seed range; lower is better"
 
 
-def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]) -> Figure:
+def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, Look]) -> Figure:
     """Rows that add one ingredient each, named at the ends of their lines; bars are one standard deviation.
 
     Args:
@@ -214,9 +214,7 @@ def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, dict[str, Any]]
     return figure
 
 
-def _name_at_end(
-    axes: Axes, name: str, end: tuple[float, float], place: float, look: dict[str, Any], early: bool
-) -> None:
+def _name_at_end(axes: Axes, name: str, end: tuple[float, float], place: float, look: Look, early: bool) -> None:
     """Write a name right of the axes, after a piece of its line and led to from where that ends.
 
     Args:
@@ -239,9 +237,7 @@ def _name_at_end(
     axes.annotate(name, xy=(1.1, place), xycoords=beside, color=look["color"], va="center", annotation_clip=False)
 
 
-def _line(
-    axes: Axes, tidy: pd.DataFrame, name: str, look: dict[str, Any], label: str | None = None
-) -> tuple[float, float]:
+def _line(axes: Axes, tidy: pd.DataFrame, name: str, look: Look, label: str | None = None) -> tuple[float, float]:
     """Draw a method's distances with their spreads; the line's last point."""
     rows = tidy[tidy["method"] == name].sort_values("nfe")
     axes.errorbar(rows["nfe"], rows["mean"], rows["std"].fillna(0), label=label, capsize=2, **LINE, **look)
@@ -266,7 +262,7 @@ def _apart(budgets: list[int], ratio: float) -> list[str]:
 
 def _styled(
     paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
-) -> list[tuple[str, Tensor, Tensor, dict[str, Any]]]:
+) -> list[tuple[str, Tensor, Tensor, Look]]:
     """Name, times in [0, 1], variances `[points, L, J]` and look of every path, and of those that are warped (open
     markers); L classes, or one for all."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
@@ -286,7 +282,7 @@ def _middle(g: Tensor) -> Tensor:
     return g.log().mean(1).exp()
 
 
-def _band(axes: Axes, x: Tensor, values: Tensor, style: dict[str, Any]) -> None:
+def _band(axes: Axes, x: Tensor, values: Tensor, style: Look) -> None:
     """The range over classes of `[points, L]`, behind their mean."""
     if values.shape[1] > 1:
         low, high = values.min(1).values, values.max(1).values
@@ -340,7 +336,7 @@ def dct_bases(size: int) -> Figure:
     return figure
 
 
-def denoising_strips(strips: dict[str, str], look: dict[str, dict[str, Any]]) -> Figure:
+def denoising_strips(strips: dict[str, str], look: dict[str, Look]) -> Figure:
     """Paper, Figure 1: denoised estimates at every node from T to 0, and the schedule beside them.
 
     Args:
@@ -373,11 +369,11 @@ def denoising_strips(strips: dict[str, str], look: dict[str, dict[str, Any]]) ->
     return figure
 
 
-def samples(settings: dict[str, Any]) -> Figure:
+def samples(settings: FigureSettings) -> Figure:
     """Images of seeds 0, 1, 2, ... under every method, at one budget, beside images of the data."""
-    nfe, folder = settings["grid_nfe"], Path(settings["samples"])
-    panels = {"data": Path(settings["reference"])}
-    for method in settings["methods"]:
+    nfe, folder = settings.grid_nfe, Path(settings.samples)
+    panels = {"data": Path(settings.reference)}
+    for method in settings.methods:
         if firsts := list((folder / method / f"nfe{nfe}").glob("0-*.safetensors")):
             panels[f"{method}, NFE {nfe}"] = min(firsts)
     columns = 4

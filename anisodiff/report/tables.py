@@ -1,15 +1,17 @@
 """Tidy tables of feature statistics: one distance a seed range, one row a cell, one page a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from anisodiff.errors import StageError, one_line
+from anisodiff.experiment.files import cells_of
+from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import frechet
-from anisodiff.metrics.cells import cells_of, load_reference, read_cell
+from anisodiff.metrics.cells import load_reference, read_cell
+from anisodiff.metrics.registry import FEATURES
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import write_text
 
@@ -48,16 +50,16 @@ def distances(
             shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
     rows = []
     for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
-        total, abouts = None, []
+        total, headers = None, []
         for _, cell in sorted(parts):  # one at a time in memory
-            statistics, about = read_cell(cell)
+            statistics, metadata = read_cell(cell)
             total = statistics if total is None else total + statistics
-            abouts.append(about)
+            headers.append(metadata)
         if total.count != images:
             raise StageError(
                 f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
             )
-        last = abouts[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
+        last = headers[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
         rows.append(
             {
                 "dataset": dataset,
@@ -65,19 +67,19 @@ def distances(
                 "nfe": nfe,
                 "range": seed_range,
                 "images": total.count,
-                "evaluations": max(about["evaluations"] for about in abouts),
+                "evaluations": max(metadata["evaluations"] for metadata in headers),
                 "last_from": last[0],
                 "last_to": last[1],
                 "distance": frechet.distance(total.gaussian, truth),
                 "features": features,
-                "kimg": abouts[0]["kimg"],
-                "stopped_early": any(about["stopped_early"] for about in abouts),
-                "seconds": sum(about["seconds"] for about in abouts),
-                "training_seconds": abouts[0]["device_seconds"],
-                "device": ", ".join(sorted({about["made_on"]["device"] for about in abouts})),
-                "host": " ".join(sorted({about["made_on"]["host"] for about in abouts})),
-                "version": " ".join(sorted({each for about in abouts for each in about["versions"]})),
-                "commit": " ".join(sorted({each for about in abouts for each in about["commits"]})),
+                "kimg": headers[0]["kimg"],
+                "stopped_early": any(metadata["stopped_early"] for metadata in headers),
+                "seconds": sum(metadata["seconds"] for metadata in headers),
+                "training_seconds": headers[0]["device_seconds"],
+                "device": ", ".join(sorted({metadata["environment"]["device"] for metadata in headers})),
+                "host": " ".join(sorted({metadata["environment"]["host"] for metadata in headers})),
+                "version": " ".join(sorted({each for metadata in headers for each in metadata["versions"]})),
+                "commit": " ".join(sorted({each for metadata in headers for each in metadata["commits"]})),
             }
         )
     write_text(output, pd.DataFrame(rows).to_csv(index=False))
@@ -134,7 +136,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def table(
     distance_file: Path,
-    methods: dict[str, dict[str, Any]],
+    methods: Mapping[str, MethodSettings],
     output: Path,
     ladder: Sequence[str] = (),
     searches: dict[str, Path] | None = None,
@@ -200,12 +202,13 @@ def search_page(searches: dict[str, Path]) -> str:
         ["search", "trajectories, s", "costs, s", "programming, s", "analytic step, s", "noises", "points", "device"]
     ]
     for name, file in searches.items():
-        about = checkpoints.header(file)
-        if not about.get("search"):
+        metadata = checkpoints.header(file)
+        if not metadata.get("search"):
             raise StageError(f"{file}: holds no search: give the file of a search")
-        parts, settings = about["parts"], about["settings"]["search"]
+        parts, settings = metadata["parts"], metadata["settings"]["search"]
         seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming", "analytic step")]
-        rows.append([name, *seconds, str(settings["images"]), str(settings["points"]), about["made_on"]["device"]])
+        counts = [str(settings[key]) for key in ("images", "points")]
+        rows.append([name, *seconds, *counts, metadata["environment"]["device"]])
     return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
 
 
@@ -218,7 +221,7 @@ class Page:
         methods: settings of the methods.
     """
 
-    def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, dict[str, Any]]):
+    def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: Mapping[str, MethodSettings]):
         self.tidy, self.methods = tidy, methods
         self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
         self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
@@ -242,7 +245,7 @@ class Page:
         rows = []
         for method, settings in self.methods.items():
             name = method + (early if self.early[method] else "")
-            made_of = [settings["network"], settings["path"], settings["grid"], settings["solver"]]
+            made_of = [settings.network, settings.path, settings.grid, settings.solver]
             entries = [self._entry(method, nfe, bold, plus_minus, dagger) for nfe in self.mean.columns]
             rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *entries])
         return rows
@@ -255,7 +258,7 @@ class Page:
         ranges = self.tidy.groupby("nfe")["ranges"].max()
         several = ", ".join(f"{count} ranges at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
         notes = [
-            f"{frechet.TITLES[self.tidy['features'].iloc[0]]}: lower is better, the best of each column is bold. "
+            f"{FEATURES[self.tidy['features'].iloc[0]].title}: lower is better, the best of each column is bold. "
             f"{self.tidy['images'].min()} images a seed range.",
             f"Mean{plus_minus}standard deviation (N - 1) over {several}; one seed range elsewhere."
             if several

@@ -11,7 +11,8 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
 from anisodiff.pixels import to_uint8
-from anisodiff.solvers.registry import Step, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.singlestep import Step
 
 
 def draw(

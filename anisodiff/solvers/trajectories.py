@@ -9,7 +9,7 @@ from torch import Tensor
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.generation import start
-from anisodiff.solvers.registry import solve
+from anisodiff.solvers.loop import solve
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step
 
 

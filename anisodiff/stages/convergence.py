@@ -1,27 +1,26 @@
 """The convergence stage: how far a method's states, and their denoised estimates, are from the data at every node."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from anisodiff.compute import CPU, Compute
-from anisodiff.methods import Sampler
+from anisodiff.errors import naming
+from anisodiff.methods import Method, Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.solvers.generation import batches, finished
 from anisodiff.storage.files import version, write_text
 
 
 def node_distances(
-    dataset: dict[str, Any],
-    method: dict[str, Any],
+    method: Method,
     nfe: int,
     images: int,
     batch: int,
-    files: Sequence[Path],
-    features: tuple[str, Path],
+    features: FeatureFile,
     reference: Path,
     output: Path,
     compute: Compute = CPU,
@@ -32,30 +31,28 @@ def node_distances(
     on searched levels GITS-Jump).
 
     Args:
-        dataset: settings of the dataset.
-        method: settings of the method.
+        method: its settings and files.
         nfe: its budget.
         images: seeds 0 to this, exclusive.
         batch: images at a time.
-        files: network, path, warps or searches (see `Sampler`).
-        features: kind and file of the feature network.
+        features: the feature network.
         reference: feature statistics of the data.
         output: CSV file.
         compute: where, and in which precision.
     """
-    from tqdm import tqdm
-
     compute.begin()
-    sampler, truth = Sampler(dataset, method, files, compute), load_reference(reference, features[0])
+    sampler, truth = Sampler(method, compute), load_reference(reference, features.kind)
     extract = frechet.extractor(*features, compute.device)
-    levels = sampler.levels(nfe, sampler.grid_file(nfe, [nfe]))
+    levels = sampler.levels(nfe, sampler.files.grid(nfe, [nfe]))
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
         recorded = sampler.trajectory(padded, levels)
         for kind, nodes in (("state", recorded.states), ("denoised", recorded.denoise_every_node()[:above])):
             for node, z in enumerate(nodes):
-                found = extract(finished(sampler.denoiser, z, chosen, f"NFE {nfe}, {kind} at node {node}"))
+                with naming(f"node {node}", "train its network and path again with lower rates, or sample in float32"):
+                    images_there = finished(sampler.denoiser, z, chosen, f"NFE {nfe}, {kind}")
+                found = extract(images_there)
                 gathered.setdefault((node, kind), frechet.FeatureStatistics(found.shape[1])).add(found)
     rows = [
         {
@@ -65,7 +62,7 @@ def node_distances(
             "level": float(levels.nodes[node].mean()),
             "distance": frechet.distance(statistics.gaussian, truth),
             "images": statistics.count,
-            "features": features[0],
+            "features": features.kind,
             "version": version(),
         }
         for (node, kind), statistics in gathered.items()

@@ -1,7 +1,6 @@
 """Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,59 +8,66 @@ from torch import Tensor
 from anisodiff.data import image_sets
 from anisodiff.data.principal_components import principal_subspaces
 from anisodiff.errors import StageError, naming
+from anisodiff.experiment.settings import BasisSettings, ImageSpace, PathSettings
 from anisodiff.methods import subspaces_of
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces
-from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, karras_logs, spectral_curve
+from anisodiff.paths.registry import PATHS
+from anisodiff.paths.schedules import ScheduleRequest
 from anisodiff.paths.splitting import label_weights
 from anisodiff.paths.subspaces import Subspaces
 
 
 def initial_path(
-    dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path, basis: Path | None = None
+    space: ImageSpace, settings: PathSettings, images_folder: Path, basis: Path | None = None
 ) -> NoisePath:
     """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
 
     Args:
-        dataset: settings of the dataset.
-        settings: of the path: kind, subspaces, schedules, label weights, c, knots.
+        space: what the dataset says of its images.
+        settings: of the path.
         images_folder: the training images.
         basis: file of principal subspaces, for subspaces "basis:NAME".
 
     Raises:
         StageError: the images, or their spectrum, do not make such a path.
     """
-    images, _ = image_sets.load(images_folder).split(dataset["heldout"])
-    subspaces = subspaces_of(settings["subspaces"], images.shape[-1], basis)
-    per_class = settings["schedules"] == "class"
+    images, _ = image_sets.load(images_folder).split(space.heldout)
+    subspaces = subspaces_of(settings.subspaces, images.shape[-1], basis)
+    per_class = settings.schedules == "class"
     if per_class and not images.classes:
         raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
-    g_min, g_max = dataset["g_min"], dataset["sigma_max"] ** 2
-    if settings["kind"] == "karras":
-        logs = karras_logs(settings["knots"], g_min, dataset["sigma_min"], dataset["sigma_max"])
-        logs = logs.expand(subspaces.count, -1)
-        schedule = KnotSchedule(logs.expand(images.classes, -1, -1) if per_class else logs)
-    elif per_class or isinstance(subspaces, PcaSubspaces):
-        raise StageError("kind: spectral is a closed form for one schedule a subspace of the DCT: use karras here")
-    else:
+
+    def spectra() -> list[Tensor]:
         variances = coefficient_variances(images, subspaces)
-        members = [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
-        mend = "let another subspace hold its modes, or take kind karras"
-        with naming(f"{images_folder}: subspaces {settings['subspaces']}", mend):
-            schedule = FixedSchedule(spectral_curve(members, settings["c"], g_min, g_max))
-    return NoisePath(subspaces, schedule, label_weights(subspaces, settings["label_weights"]))
+        return [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
+
+    request = ScheduleRequest(
+        subspaces.count,
+        space.g_min,
+        space.sigma_min,
+        space.sigma_max,
+        settings.knots,
+        settings.c,
+        classes=images.classes if per_class else 0,
+        spectra=spectra if isinstance(subspaces, Subspaces) else None,
+    )
+    mend = "let another subspace hold its modes, or take kind karras"
+    with naming(f"{images_folder}: subspaces {settings.subspaces}", mend):
+        schedule = PATHS[settings.kind].load()(request)
+    return NoisePath(subspaces, schedule, label_weights(subspaces, settings.label_weights))
 
 
-def principal_basis(dataset: dict[str, Any], settings: dict[str, Any], images_folder: Path) -> PcaSubspaces:
+def principal_basis(space: ImageSpace, settings: BasisSettings, images_folder: Path) -> PcaSubspaces:
     """Principal subspaces of the images that are trained on.
 
     Args:
-        dataset: settings of the dataset.
-        settings: rank, per, clusters.
+        space: what the dataset says of its images.
+        settings: of the basis.
         images_folder: the training images.
     """
-    images, _ = image_sets.load(images_folder).split(dataset["heldout"])
-    return principal_subspaces(images, settings["rank"], settings["per"], settings["clusters"])
+    images, _ = image_sets.load(images_folder).split(space.heldout)
+    return principal_subspaces(images, settings.rank, settings.per, settings.clusters)
 
 
 def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Tensor:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from anisodiff.methods import read_denoiser
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
 from anisodiff.solvers.generation import draw_for, start
-from anisodiff.solvers.registry import solve
+from anisodiff.solvers.loop import solve
 from anisodiff.solvers.singlestep import euler
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 from anisodiff.storage import checkpoints
@@ -64,8 +63,8 @@ class _Run:
 
 
 def measure_geometry(
-    dataset: dict[str, Any],
-    settings: dict[str, Any],
+    space: ImageSpace,
+    settings: GeometrySettings,
     images: Path,
     network_file: Path,
     path_file: Path,
@@ -75,8 +74,8 @@ def measure_geometry(
     """Measure trajectories by Euler's steps, at times when the path's geometric-mean level is on EDM's polynomial grid.
 
     Args:
-        dataset: settings of the dataset.
-        settings: images, shown, steps, fine_steps, seed, exact, rank, data.
+        space: what the dataset says of its images.
+        settings: of the measurement.
         images: made by the stage `images`; the closed forms are for its training images.
         network_file: the network.
         path_file: the path.
@@ -87,14 +86,14 @@ def measure_geometry(
 
     began = time.monotonic()
     compute = compute.begin()
-    denoiser, abouts = read_denoiser(network_file, path_file, dataset, compute)
-    models = {"network": denoiser} | _closed_forms(dataset, settings, images, denoiser.path, compute.device)
-    ends = dataset["sigma_min"], dataset["sigma_max"]
-    levels, means = fixed.at_mean_levels(denoiser.path, settings["steps"] + 1, *ends)
-    fine, fine_means = fixed.at_mean_levels(denoiser.path, settings["fine_steps"] + 1, *ends)
-    seeds = range(settings["seed"], settings["seed"] + settings["images"])
-    noise, labels = draw_for(denoiser, seeds, dataset["class_conditional"], compute.device)
-    shown = min(settings["shown"], settings["images"])
+    denoiser, headers = read_denoiser(network_file, path_file, space, compute)
+    models = {"network": denoiser} | _closed_forms(space, settings, images, denoiser.path, compute.device)
+    ends = space.sigma_min, space.sigma_max
+    levels, means = fixed.at_mean_levels(denoiser.path, settings.steps + 1, *ends)
+    fine, fine_means = fixed.at_mean_levels(denoiser.path, settings.fine_steps + 1, *ends)
+    seeds = range(settings.seed, settings.seed + settings.images)
+    noise, labels = draw_for(denoiser, seeds, space.class_conditional, compute.device)
+    shown = min(settings.shown, settings.images)
     run = _Run(noise, labels, levels.to(compute.device), fine.to(compute.device), shown)
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}
     with tqdm(models.items(), desc="geometry") as bar:
@@ -111,28 +110,28 @@ def measure_geometry(
         tensors |= found
     if "gaussian" in models:
         tensors |= _residuals(models["gaussian"], trajectories["gaussian"])
-    made = provenance({"dataset": dataset, "geometry": settings}, abouts)
-    made |= {"geometry": True, "summary": summary, "made_on": compute.environment()}
+    made = provenance({"dataset": space, "geometry": settings}, headers)
+    made |= {"geometry": True, "summary": summary, "environment": compute.environment()}
     stored = {key: value.to(torch.float32) for key, value in tensors.items()}
     checkpoints.save(output, stored, made | {"device_seconds": round(time.monotonic() - began, 1)})
 
 
 def _closed_forms(
-    dataset: dict[str, Any], settings: dict[str, Any], folder: Path, path: Any, device: str
+    space: ImageSpace, settings: GeometrySettings, folder: Path, path: NoisePath, device: str
 ) -> dict[str, Denoiser]:
-    kinds = settings["exact"]
+    kinds = settings.exact
     if not kinds:
         return {}
-    train, _ = image_sets.load(folder).split(dataset["heldout"])
+    train, _ = image_sets.load(folder).split(space.heldout)
     made: dict[str, Denoiser] = {}
     if "kernel" in kinds:
-        some = image_sets.Images(train.pixels, train.labels, train.classes, train.rows[: settings["data"]])
+        some = image_sets.Images(train.pixels, train.labels, train.classes, train.rows[: settings.data])
         made["kernel"] = KernelDenoiser(path, some, device)
     for kind in ("gaussian", "mixture"):
         if kind in kinds:
             if kind == "mixture" and not train.classes:
                 raise StageError(f"{folder}: has no classes for a mixture: leave it out of the geometry's exact")
-            fitted = fit_gaussians(train, settings["rank"], per_class=kind == "mixture")
+            fitted = fit_gaussians(train, settings.rank, per_class=kind == "mixture")
             made[kind] = GaussianDenoiser(path, *(each.to(device) for each in fitted))
     return made
 

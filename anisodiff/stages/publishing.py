@@ -6,11 +6,11 @@ import platform
 import shutil
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from anisodiff.compute import processor
+from anisodiff.experiment.settings import DatasetSettings
 from anisodiff.report import tables
 from anisodiff.storage.files import atomic, provenance, write_text
 
@@ -19,17 +19,17 @@ WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "convergence/*.csv")
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
-def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
+def publish(results: Path, settings: DatasetSettings, output: Path) -> None:
     """Copy a dataset's tables and figures, and write `provenance.json` last.
 
     Args:
         results: folder of the dataset's run.
-        settings: the dataset's resolved configuration.
+        settings: the dataset's settings.
         output: folder to fill; files of an earlier run are replaced.
     """
     table = tables.read(results / "table.csv")
     made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
-    about = provenance(settings) | {
+    metadata = provenance(settings) | {
         "cells_made_by": made_by,
         "seconds": {str(path.relative_to(results / "benchmarks").with_suffix("")): _seconds(path)
                     for path in sorted((results / "benchmarks").rglob("*.tsv"))},
@@ -40,7 +40,7 @@ def publish(results: Path, settings: dict[str, Any], output: Path) -> None:
     for file in [*(results / name for name in FILES), *found]:
         with atomic(output / file.relative_to(results)) as temporary:
             shutil.copyfile(file, temporary)
-    write_text(output / "provenance.json", json.dumps(about, indent=1) + "\n")
+    write_text(output / "provenance.json", json.dumps(metadata, indent=1) + "\n")
 
 
 def _seconds(benchmark: Path) -> float:

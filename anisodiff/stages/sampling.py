@@ -5,37 +5,55 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets, sources
 from anisodiff.errors import StageError, naming
-from anisodiff.methods import Sampler
+from anisodiff.experiment.files import cell_of
+from anisodiff.grids.levels import Levels
+from anisodiff.methods import Method, Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
+from anisodiff.metrics.registry import FEATURES, FeatureFile
 from anisodiff.solvers.generation import generate
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import digest, fingerprint, provenance, write_text
+from anisodiff.storage.files import Metadata, digest, fingerprint, provenance, write_text
 
 TRAIN_AGAIN = "train its network and path again with lower rates, or sample in float32"
 PREVIEW = 64  # images of a range that are kept to look at
 
 
-def sample(
-    dataset: dict[str, Any],
-    method: dict[str, Any],
-    nfes: Sequence[int],
-    seeds: tuple[int, int],
-    batch: int,
-    files: Sequence[Path],
-    features: tuple[str, Path],
-    output: Path,
-    compute: Compute = CPU,
-    keep_images: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class Drawing:
+    """What a sampling job draws.
+
+    Attributes:
+        nfes: budgets.
+        first: first seed.
+        last: last seed, inclusive.
+        batch: images at a time.
+        keep_images: write the images too, one of EDM's dataset zips beside each cell, numbered by their seeds.
+    """
+
+    nfes: Sequence[int]
+    first: int
+    last: int
+    batch: int
+    keep_images: bool = False
+
+    @property
+    def seeds(self) -> range:
+        """All seeds."""
+        return range(self.first, self.last + 1)
+
+
+def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path, compute: Compute = CPU) -> None:
     """Feature statistics of one seed range at every budget.
 
     Each budget's cell is a file of its own beside the manifest `output`, named by budget and range and marked with a
@@ -43,38 +61,35 @@ def sample(
     damaged.
 
     Args:
-        dataset: settings of the dataset.
-        method: settings of the method.
-        nfes: budgets.
-        seeds: first and last seed, inclusive.
-        batch: images at a time.
-        files: network, path, warps (see `Sampler`).
-        features: kind and file of the feature network.
+        method: its settings and files.
+        drawing: budgets and seeds.
+        features: the feature network.
         output: JSON manifest of the cells.
         compute: where, and in which precision.
-        keep_images: write the images too, one of EDM's dataset zips beside each cell, numbered by their seeds.
     """
-    from tqdm import tqdm
-
     compute.begin()
-    sampler = Sampler(dataset, method, files, compute)
+    sampler = Sampler(method, compute)
     extract = frechet.extractor(*features, compute.device)
-    seed_list = range(seeds[0], seeds[1] + 1)
-    digests = {file: digest(file) for file in (*files, features[1])}
-    cells = []
-    bar = tqdm(total=len(nfes) * len(seed_list), desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
-    for nfe in nfes:
-        grid_file = sampler.grid_file(nfe, nfes)
-        inputs = [*files[:2], *([] if grid_file is None else [grid_file]), features[1]]
-        settings = {"dataset": dataset, "method": method, "nfe": nfe, "seeds": list(seeds), "batch": batch}
-        settings["dtype"] = compute.dtype
+    digests = {file: digest(file) for file in (sampler.files.network, sampler.files.path, *sampler.files.grids)}
+    digests[features.file] = digest(features.file)
+    cells, total = [], len(drawing.nfes) * len(drawing.seeds)
+    bar = tqdm(total=total, desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
+    for nfe in drawing.nfes:
+        grid_file = sampler.files.grid(nfe, drawing.nfes)
+        inputs = [sampler.files.network, sampler.files.path, *([] if grid_file is None else [grid_file]), features.file]
+        settings = {
+            "dataset": method.space.model_dump(), "method": method.settings.model_dump(), "nfe": nfe,
+            "seeds": [drawing.first, drawing.last], "batch": drawing.batch, "dtype": compute.dtype,
+        }  # fmt: skip
         key = fingerprint(settings, [digests[file] for file in inputs])
-        cell = output.parent / f"nfe{nfe}" / f"{seeds[0]}-{seeds[1]}.safetensors"
-        zipped = cell.with_suffix(".zip") if keep_images else None
+        cell = cell_of(output, nfe)
+        zipped = cell.with_suffix(".zip") if drawing.keep_images else None
         if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
-            made = {"key": key, "made_on": compute.environment(), "device_seconds": sampler.training_seconds(grid_file)}
+            made = {"key": key, "environment": compute.environment()}
+            made |= {"device_seconds": sampler.training_seconds(grid_file)}
+            levels = sampler.levels(nfe, grid_file)
             _make_cell(
-                sampler, sampler.levels(nfe, grid_file), extract, seed_list, batch, cell, zipped, settings, made, bar
+                sampler, levels, extract, drawing, (cell, zipped), provenance(settings, sampler.headers) | made, bar
             )
         cells.append(str(cell.relative_to(output.parent)))
     bar.close()
@@ -84,28 +99,40 @@ def sample(
 def _is_made(cell: Path, key: str) -> bool:
     """Whether a cell is there, whole, and of this key."""
     try:
-        about = read_cell(cell)[1]
-        return about["key"] == key and "made_on" in about  # cells of version 0.1 do not say where they were made
+        metadata = read_cell(cell)[1]
+        return (
+            metadata["key"] == key and "environment" in metadata
+        )  # cells of version 0.1 do not say where they were made
     except (StageError, KeyError):
         return False
 
 
-def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, made, bar) -> None:
+def _make_cell(
+    sampler: Sampler,
+    levels: Levels,
+    extract: frechet.Features,
+    drawing: Drawing,
+    files: tuple[Path, Path | None],
+    metadata: Metadata,
+    bar: tqdm,
+) -> None:
+    """Draw the images of a cell, and write their statistics and, where a second file is named, the images."""
     began = time.monotonic()
+    (cell, zipped), name = files, files[0].parents[1].name
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
     kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped)
-    with naming(cell.parents[1].name, TRAIN_AGAIN), kept as keep:
+    with naming(name, TRAIN_AGAIN), kept as keep:
         for chosen, images in generate(
             sampler.denoiser,
             levels,
             sampler.step,
-            seeds,
+            drawing.seeds,
             sampler.shape,
             sampler.classes,
-            batch,
+            drawing.batch,
             sampler.device,
-            f"NFE {settings['nfe']}",
+            f"NFE {metadata['settings']['nfe']}",
             **sampler.options,
         ):
             found = extract(images)
@@ -118,47 +145,46 @@ def _make_cell(sampler, levels, extract, seeds, batch, cell, zipped, settings, m
             if keep is not None:
                 for seed, image in zip(chosen, images.numpy(), strict=True):
                     keep(seed, image)
+    if statistics is None:
+        raise StageError(f"{name}: no seeds: give a last seed that is not below the first")
     seconds = time.monotonic() - began
     last = levels.nodes[-2:].to(sampler.device)
-    about = provenance(settings, sampler.abouts) | made
-    about |= {
+    made = {
         "evaluations": (sampler.denoiser.evaluations - before) / batches,
-        "kimg": sampler.abouts[0]["kimg"],
-        "stopped_early": any(each.get("stopped_early", False) for each in sampler.abouts),
+        "kimg": sampler.headers[0]["kimg"],
+        "stopped_early": any(each.get("stopped_early", False) for each in sampler.headers),
         "seconds": round(seconds, 2),
-        "images_per_second": round(len(seeds) / seconds, 2),
+        "images_per_second": round(len(drawing.seeds) / seconds, 2),
         "last_step": [float(f"{sampler.path.mean_log(each.square()).mean().div(2).exp():.4g}") for each in last],
     }
-    checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, about)
+    checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, metadata | made)
 
 
 def reference(
-    images: Path, features: tuple[str, Path], published: Path | None, output: Path, compute: Compute = CPU
+    images: Path, features: FeatureFile, published: Path | None, output: Path, compute: Compute = CPU
 ) -> None:
     """The Gaussian that distances are measured to: published, or of all images of a folder.
 
     Args:
         images: made by the stage `images`.
-        features: kind and file of the feature network.
+        features: the feature network.
         published: npz of reference statistics; None takes those of the images.
         output: safetensors file.
         compute: where.
     """
     compute.begin()
-    described = {"features": features[0], "images": json.loads(image_sets.metadata_file(images).read_text())}
+    described = {"features": features.kind, "images": json.loads(image_sets.metadata_file(images).read_text())}
     if published is not None:
-        gaussian, described["published"] = load_reference(published, features[0]), published.name
+        gaussian, described["published"] = load_reference(published, features.kind), published.name
     else:
         gaussian = statistics_of(images, features, compute).gaussian
     preview = image_sets.load(images).pixels[:PREVIEW]
-    about = provenance(described) | {"features": features[0], "made_on": compute.environment()}
-    checkpoints.save(output, gaussian.tensors() | {"preview": preview}, about)
+    metadata = provenance(described) | {"features": features.kind, "environment": compute.environment()}
+    checkpoints.save(output, gaussian.tensors() | {"preview": preview}, metadata)
 
 
-def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) -> frechet.FeatureStatistics:
+def statistics_of(images: Path, features: FeatureFile, compute: Compute) -> frechet.FeatureStatistics:
     """Feature statistics of all images of a folder."""
-    from tqdm import tqdm
-
     extract = frechet.extractor(*features, compute.device)
     loaded, statistics = image_sets.load(images), None
     with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
@@ -173,7 +199,7 @@ def statistics_of(images: Path, features: tuple[str, Path], compute: Compute) ->
 def evaluate(
     source: str,
     reference_file: Path,
-    features: tuple[str, Path],
+    features: FeatureFile,
     resolution: int | None,
     transform: str,
     compute: Compute = CPU,
@@ -183,42 +209,40 @@ def evaluate(
     Args:
         source: see `sources.open_source`.
         reference_file: written by the stage `reference`, or a published npz.
-        features: kind and file of the feature network.
+        features: the feature network.
         resolution: side that the images are resized to; None leaves it.
         transform: see `sources.fit`.
         compute: where.
     """
     compute.begin()
-    truth = load_reference(reference_file, features[0])
+    truth = load_reference(reference_file, features.kind)
     with tempfile.TemporaryDirectory() as folder:
         sources.make_images(source, Path(folder) / "images", resolution, transform, compute.threads)
         statistics = statistics_of(Path(folder) / "images", features, compute)
     value = frechet.distance(statistics.gaussian, truth)
-    return {"metric": frechet.TITLES[features[0]], "value": value, "images": statistics.count, "source": source}
+    return {"metric": FEATURES[features.kind].title, "value": value, "images": statistics.count, "source": source}
 
 
-def trajectory(
-    dataset: dict[str, Any],
-    method: dict[str, Any],
-    nfe: int,
-    seeds: Sequence[int],
-    files: Sequence[Path],
-    output: Path,
-    compute: Compute = CPU,
-) -> None:
+def trajectory(method: Method, nfe: int, seeds: Sequence[int], output: Path, compute: Compute = CPU) -> None:
     """Denoised estimates and states of a few images at every node of a method's grid, for the figures.
 
     Writes `denoised` and `states` `[nodes, images, C, H, W]` in pixels, and `levels` `[nodes, J]`.
+
+    Args:
+        method: its settings and files.
+        nfe: the budget.
+        seeds: one an image.
+        output: safetensors file.
+        compute: where, and in which precision.
     """
     compute.begin()
-    sampler = Sampler(dataset, method, files, compute)
-    recorded = sampler.trajectory(seeds, sampler.levels(nfe, sampler.grid_file(nfe, [nfe])))
+    sampler = Sampler(method, compute)
+    recorded = sampler.trajectory(seeds, sampler.levels(nfe, sampler.files.grid(nfe, [nfe])))
     to_pixels = sampler.path.to_pixels
     tensors = {
         "denoised": torch.stack([to_pixels(z) for z in recorded.denoise_every_node()]),
         "states": torch.stack([to_pixels(z) for z in recorded.states]),
         "levels": recorded.levels.nodes[:, 0],
     }
-    checkpoints.save(
-        output, tensors, provenance({"method": method, "nfe": nfe}, sampler.abouts) | {"made_on": compute.environment()}
-    )
+    metadata = provenance({"method": method.settings, "nfe": nfe}, sampler.headers)
+    checkpoints.save(output, tensors, metadata | {"environment": compute.environment()})

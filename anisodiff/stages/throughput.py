@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
-from anisodiff.experiment.config import basis_of
+from anisodiff.experiment.settings import ImageSpace, RunSettings, WarpSettings
+from anisodiff.experiment.settings.base import basis_of
 from anisodiff.methods import check_dataset, subspaces_of
 from anisodiff.metrics import frechet
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
@@ -26,13 +28,13 @@ WARM_UP = 2
 
 
 def measure_throughput(
-    dataset: dict[str, Any],
+    space: ImageSpace,
     batch: int,
-    runs: dict[str, dict[str, Any]],
-    warps: dict[str, dict[str, Any]],
+    runs: Mapping[str, RunSettings],
+    warps: Mapping[str, WarpSettings],
     images: Path,
     network_file: Path,
-    features: tuple[str, Path],
+    features: FeatureFile,
     output: Path,
     compute: Compute,
     seconds: float = 10.0,
@@ -40,20 +42,20 @@ def measure_throughput(
     """Time the denoiser, the feature network and the steps of every kind of training, on real images.
 
     Args:
-        dataset: settings of the dataset.
+        space: what the dataset says of its images.
         batch: images at a time when sampling.
         runs: settings of the runs; those that cost the same are measured once. Principal subspaces count as DCT blocks.
         warps: settings of the warps.
         images: folder of the training images.
         network_file: the base network.
-        features: kind and file of the feature network.
+        features: the feature network.
         output: JSON file.
         compute: where, and in which precision.
         seconds: length of each measurement, after two calls that do not count.
     """
     compute = compute.begin()
-    network, about = checkpoints.load_network(network_file)
-    check_dataset(network, about, dataset, network_file)
+    network, metadata = checkpoints.load_network(network_file)
+    check_dataset(network, metadata, space, network_file)
     loaded = image_sets.load(images)
     size = network.shape[-1]
     found: dict[str, Any] = {
@@ -62,7 +64,7 @@ def measure_throughput(
         "network_bytes": Path(network_file).stat().st_size,
     }
     placed, path = compute.prepare(copy.deepcopy(network)), edm_path(size).to(compute.device)
-    denoiser = Denoiser(placed, path, dataset["sigma_data"], compute.body)
+    denoiser = Denoiser(placed, path, space.sigma_data, compute.body)
     x = torch.randn((batch, *network.shape), generator=torch.Generator().manual_seed(0)).to(compute.device)
     g = torch.ones(batch, 1, dtype=torch.float64, device=compute.device)
     labels = torch.eye(network.classes)[torch.arange(batch) % network.classes] if network.classes else None
@@ -75,7 +77,7 @@ def measure_throughput(
     with torch.no_grad():
         found["features_per_second"] = _calls_per_second(lambda: extract(pixels), compute.device, seconds) * batch
 
-    batches = BatchSampler(dataset, images, compute.device)
+    batches = BatchSampler(space, images, compute.device)
 
     def images_per_second(work: TrainingJob) -> float:
         return _calls_per_second(lambda: next(work.records), compute.device, seconds) * work.schedule.batch
@@ -83,20 +85,20 @@ def measure_throughput(
     measured: dict[tuple, float] = {}
     found["training_images_per_second"] = {}
     for name, settings in runs.items():
-        cost = tuple(settings[key] for key in COSTS)
+        cost = tuple(getattr(settings, key) for key in COSTS)
         if cost not in measured:
-            kind = "block" if basis_of(settings["subspaces"]) else settings["subspaces"]
-            path = split_path(edm_path(size), subspaces_of(kind, size, None), settings["label_weights"])
-            fresh, long = copy.deepcopy(network), settings | {"kimg": 1e6}
-            measured[cost] = images_per_second(network_work(dataset, long, fresh, path, batches, compute))
+            kind = "block" if basis_of(settings.subspaces) else settings.subspaces
+            path = split_path(edm_path(size), subspaces_of(kind, size, None), settings.label_weights)
+            fresh, long = copy.deepcopy(network), settings.changed(kimg=1e6)
+            measured[cost] = images_per_second(network_work(space, long, fresh, path, batches, compute))
         found["training_images_per_second"][name] = measured[cost]
     found["warp_images_per_second"] = {}
     for name, settings in warps.items():
-        steps = 9 // 2 if settings["steps"] == "per_nfe" else settings["steps"]  # changes nothing of the speed
-        long = settings | {"kimg": 1e6, "steps": steps}
-        work = warp_work(dataset, long, copy.deepcopy(network), edm_path(size), batches, compute)
+        steps = 9 // 2 if settings.steps == "per_nfe" else settings.steps  # changes nothing of the speed
+        long = settings.changed(kimg=1e6, steps=steps)
+        work = warp_work(space, long, copy.deepcopy(network), edm_path(size), batches, compute)
         found["warp_images_per_second"][name] = images_per_second(work)
-    made = {"made_on": compute.environment(), **provenance({"dataset": dataset, "batch": batch}, [about])}
+    made = {"environment": compute.environment(), **provenance({"dataset": space, "batch": batch}, [metadata])}
     write_text(output, json.dumps(found | made, indent=1) + "\n")
 
 

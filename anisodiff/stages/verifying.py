@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anisodiff.data import image_sets
 from anisodiff.errors import StageError, one_line
-from anisodiff.metrics.cells import cells_of
+from anisodiff.experiment.files import cells_of
 from anisodiff.report import tables
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, version
@@ -92,10 +92,10 @@ def _contents(path: Path, made_by: dict[tuple[str, ...], list[Path]]) -> Iterato
     """Findings in one file; its versions join `made_by`."""
     try:
         if path.suffix == ".safetensors":
-            about = checkpoints.read(path)[1]
+            metadata = checkpoints.read(path)[1]
             if not checkpoints.has_digest(path):
                 yield "without a digest", f"{path}: has no digest, damage would not show: make it again to have one"
-            versions = about.get("versions", [about["version"]] if "version" in about else [])
+            versions = metadata.get("versions", [metadata["version"]] if "version" in metadata else [])
             if "fetched" not in path.parts:  # made elsewhere
                 made_by.setdefault(tuple(versions), []).append(path)
         elif path == image_sets.metadata_file(path.parent) and path.with_name("pixels.npy").exists():

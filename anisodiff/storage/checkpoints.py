@@ -23,14 +23,14 @@ from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear
 from anisodiff.paths.subspaces import Subspaces
-from anisodiff.storage.files import atomic, digest, provenance
+from anisodiff.storage.files import Metadata, atomic, digest, provenance
 from anisodiff.storage.pickles import load_edm
 
 MEND = "delete it and run again, or get it again"
 LARGEST_PARTITION = 2**27  # modes times subspaces: a gigabyte
 
 
-def save(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+def save(path: Path | str, tensors: dict[str, Tensor], header: Metadata) -> None:
     """Write tensors and a JSON header atomically, with their digests."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text, held = json.dumps(header, sort_keys=True), _digest_of(contiguous)
@@ -70,18 +70,20 @@ def _opened(path: Path | str) -> Iterator[safe_open]:
         raise StageError(f"{path}: not a safetensors file of anisodiff ({one_line(error)}): {MEND}") from error
 
 
-def _read_header(file: safe_open, path: Path | str) -> tuple[dict[str, Any], str | None]:
+def _read_header(file: safe_open, path: Path | str) -> tuple[Metadata, str | None]:
     """The header, and the digest of the tensors; None in files of version 0.1, which have none."""
     text, *digests = file.metadata()["json"].split("\n")
     if digests and digests[1:] != [_seal(text, digests[0])]:
         raise StageError(f"{path}: damaged: its header is not what was written: {MEND}")
-    about = json.loads(text)
-    if not isinstance(about, dict):
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict):
         raise ValueError("its header is no JSON object")
+    if "made_on" in metadata:  # its name in version 0.1
+        metadata["environment"] = metadata.pop("made_on")
     for name, fits in _FIELDS.items():
-        if name in about and not fits(about[name]):
-            raise ValueError(f"{name} is {about[name]!r:.60}")
-    return about, digests[0] if digests else None
+        if name in metadata and not fits(metadata[name]):
+            raise ValueError(f"{name} is {metadata[name]!r:.60}")
+    return metadata, digests[0] if digests else None
 
 
 def _is_number(value: Any) -> bool:
@@ -95,27 +97,27 @@ def _are_texts(value: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("kimg", "sigma_data", "device_seconds", "seconds", "evaluations"), _is_number),
     **dict.fromkeys(("versions", "commits"), _are_texts),
-    **dict.fromkeys(("config", "made_on"), lambda value: isinstance(value, dict)),
+    **dict.fromkeys(("config", "environment"), lambda value: isinstance(value, dict)),
     "stopped_early": lambda value: isinstance(value, bool),
     "last_step": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
 }  # what stages take from the headers of files that may come from outside
 
 
-def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path | str) -> tuple[dict[str, Tensor], Metadata]:
     """Tensors and header of a file written by `save`.
 
     Raises:
         StageError: the file is missing, truncated, damaged or of another kind.
     """
     with _opened(path) as file:
-        about, held = _read_header(file, path)
+        metadata, held = _read_header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if held is not None and _digest_of(tensors) != held:
             raise StageError(f"{path}: damaged: its tensors are not what was written: {MEND}")
-        return tensors, about
+        return tensors, metadata
 
 
-def header(path: Path | str) -> dict[str, Any]:
+def header(path: Path | str) -> Metadata:
     """The header alone, without reading the tensors.
 
     Raises:
@@ -131,30 +133,30 @@ def has_digest(path: Path | str) -> bool:
         return _read_header(file, path)[1] is not None
 
 
-def save_network(path: Path | str, network: RawNetwork, **about: Any) -> None:
-    """Write a network with the arguments that build it; `about` joins the header."""
-    save(path, network.state_dict(), {"config": network.config, **about})
+def save_network(path: Path | str, network: RawNetwork, **metadata: Any) -> None:
+    """Write a network with the arguments that build it; `metadata` joins the header."""
+    save(path, network.state_dict(), {"config": network.config, **metadata})
 
 
-def load_network(path: Path | str) -> tuple[RawNetwork, dict[str, Any]]:
+def load_network(path: Path | str) -> tuple[RawNetwork, Metadata]:
     """The network in evaluation mode, and the header.
 
     Raises:
         StageError: there is none in the file, or its weights are not finite or not those its config asks for.
     """
-    tensors, about = read(path)
+    tensors, metadata = read(path)
     try:
-        network = restore(tensors, **about["config"])
+        network = restore(tensors, **metadata["config"])
     except (KeyError, TypeError, InvalidArgument) as error:
         raise StageError(f"{path}: holds no network ({one_line(error)}): give the file of a network") from error
-    return network.eval().requires_grad_(False), about
+    return network.eval().requires_grad_(False), metadata
 
 
-def sigma_data_of(about: dict[str, Any]) -> float | None:
+def sigma_data_of(metadata: Metadata) -> float | None:
     """Standard deviation of the data that a network was trained for, by its header; None if that does not say."""
-    found = about.get("sigma_data")
+    found = metadata.get("sigma_data")
     if found is None:  # networks that version 0.1 trained
-        settings = about.get("settings")
+        settings = metadata.get("settings")
         dataset = settings.get("dataset") if isinstance(settings, dict) else None
         found = dataset.get("sigma_data") if isinstance(dataset, dict) else None
     return float(found) if _is_number(found) and found > 0 else None
@@ -181,33 +183,33 @@ def convert(source: Path | str, output: Path | str) -> None:
     save_network(output, network, kimg=0.0, sigma_data=found.sigma_data, **made)
 
 
-def save_path(path: Path | str, noise_path: NoisePath, **about: Any) -> None:
+def save_path(path: Path | str, noise_path: NoisePath, **metadata: Any) -> None:
     """Write a noise path: its partition, its label weights and its schedule's knots."""
     kind = "knots" if isinstance(noise_path.schedule, KnotSchedule) else "fixed"
     curve = noise_path.schedule.curve
     tensors = {"weights": noise_path.weights, **noise_path.subspaces.state_dict()}
-    save(path, {**tensors, "nodes": curve.nodes, "logs": curve.logs}, {"schedule": kind, **about})
+    save(path, {**tensors, "nodes": curve.nodes, "logs": curve.logs}, {"schedule": kind, **metadata})
 
 
-def load_path(path: Path | str) -> tuple[NoisePath, dict[str, Any]]:
+def load_path(path: Path | str) -> tuple[NoisePath, Metadata]:
     """The path, and the header.
 
     Raises:
         StageError: the file holds no path, or tensors that are none.
     """
-    tensors, about = read(path)
+    tensors, metadata = read(path)
     try:
         logs, weights = _rising(tensors), _taken(tensors, "weights", Float[Tensor, " j"])
-        if about.get("schedule") == "knots":
+        if metadata.get("schedule") == "knots":
             schedule = KnotSchedule(logs)
-        elif about.get("schedule") == "fixed":
+        elif metadata.get("schedule") == "fixed":
             nodes = _taken(tensors, "nodes", Float[Tensor, " k"])
             if len(nodes) != logs.shape[-1]:
                 raise ValueError(f"{len(nodes)} nodes for {logs.shape[-1]} knots")
             schedule = FixedSchedule(LogLinear(nodes, logs))
         else:
             raise ValueError("no schedule")
-        return NoisePath(_subspaces(tensors, logs.shape[-2]), schedule, weights), about
+        return NoisePath(_subspaces(tensors, logs.shape[-2]), schedule, weights), metadata
     except ValueError as error:
         raise StageError(f"{path}: holds no noise path ({error}): give the file of a path") from error
 
@@ -256,40 +258,40 @@ def _subspaces(tensors: dict[str, Tensor], count: int) -> Subspaces | PcaSubspac
     return Subspaces(index)
 
 
-def save_basis(path: Path | str, subspaces: PcaSubspaces, **about: Any) -> None:
+def save_basis(path: Path | str, subspaces: PcaSubspaces, **metadata: Any) -> None:
     """Write principal subspaces."""
-    save(path, subspaces.state_dict(), {"basis": True, **about})
+    save(path, subspaces.state_dict(), {"basis": True, **metadata})
 
 
-def load_basis(path: Path | str) -> tuple[PcaSubspaces, dict[str, Any]]:
+def load_basis(path: Path | str) -> tuple[PcaSubspaces, Metadata]:
     """Principal subspaces, and the header.
 
     Raises:
         StageError: the file holds none.
     """
-    tensors, about = read(path)
+    tensors, metadata = read(path)
     try:
-        if not about.get("basis") or "index" in tensors:
+        if not metadata.get("basis") or "index" in tensors:
             raise ValueError("it does not say that it is one")
-        return _subspaces(tensors, PcaSubspaces.count), about
+        return _subspaces(tensors, PcaSubspaces.count), metadata
     except ValueError as error:
         raise StageError(f"{path}: holds no basis ({error}): give the file of a basis") from error
 
 
-def save_warp(path: Path | str, warp: Warp, **about: Any) -> None:
+def save_warp(path: Path | str, warp: Warp, **metadata: Any) -> None:
     """Write the warp's knots (mean log-levels)."""
-    save(path, {"logs": warp.schedule.curve.logs}, {"warp": True, **about})
+    save(path, {"logs": warp.schedule.curve.logs}, {"warp": True, **metadata})
 
 
-def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, dict[str, Any]]:
+def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, Metadata]:
     """The warp over a path, and the header.
 
     Raises:
         StageError: the file holds none.
     """
-    tensors, about = read(path)
+    tensors, metadata = read(path)
     try:
-        if not about.get("warp"):
+        if not metadata.get("warp"):
             raise ValueError("it does not say that it is one")
         logs = _rising(tensors)
         if logs.shape[:-1] != (1,):
@@ -297,4 +299,16 @@ def load_warp(path: Path | str, noise_path: NoisePath) -> tuple[Warp, dict[str, 
     except ValueError as error:
         raise StageError(f"{path}: holds no warp ({error}): give the file of a warp") from error
     with naming(path, "take a path that all classes share"):
-        return Warp(noise_path, logs), about
+        return Warp(noise_path, logs), metadata
+
+
+def load_search(path: Path | str) -> dict[str, Tensor]:
+    """The fine grid of a search and the ways through it.
+
+    Raises:
+        StageError: the file holds none.
+    """
+    tensors, metadata = read(path)
+    if not metadata.get("search"):
+        raise StageError(f"{path}: holds no search: give the file of a search")
+    return tensors

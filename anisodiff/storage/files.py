@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anisodiff
 
+Metadata = dict[str, Any]  # the JSON header of a file: settings, versions, what was measured
 PACKAGE = Path(anisodiff.__file__).resolve().parent
 
 
@@ -48,8 +49,15 @@ def digest(path: Path | str, algorithm: str = "sha256") -> str:
 
 def fingerprint(settings: Any, inputs: list[str]) -> str:
     """Sixteen hex digits that name a piece of work: its settings and the digests of its inputs."""
-    named = {"settings": settings, "inputs": inputs}
+    named = {"settings": _plain(settings), "inputs": inputs}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(settings: Any) -> Any:
+    """Settings as JSON holds them: sections that know how become plain data."""
+    if hasattr(settings, "model_dump"):
+        return settings.model_dump()
+    return {name: _plain(each) for name, each in settings.items()} if isinstance(settings, dict) else settings
 
 
 @functools.cache
@@ -81,7 +89,7 @@ def commit() -> str:
         return "unknown"
 
 
-def provenance(settings: Any, inputs: list[dict] = ()) -> dict[str, Any]:
+def provenance(settings: Any, inputs: Sequence[Metadata] = ()) -> Metadata:
     """What travels with every result: settings, this code's version and commit, and those of all that it was made from.
 
     Args:
@@ -89,7 +97,7 @@ def provenance(settings: Any, inputs: list[dict] = ()) -> dict[str, Any]:
         inputs: the provenance of the artifacts it read.
     """
     return {
-        "settings": settings,
+        "settings": _plain(settings),
         "versions": sorted({version()}.union(*(each.get("versions", []) for each in inputs))),
         "commits": sorted({commit()}.union(*(each.get("commits", []) for each in inputs))),
     }

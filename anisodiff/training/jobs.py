@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,31 +14,34 @@ from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import edm_loss, tlsm_loss, warp_loss
+from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.storage.files import Metadata
 from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingState, train
 
 
-def schedule_of(settings: dict[str, Any]) -> TrainingPlan:
-    """The training schedule among a stage's settings."""
+def plan_of(settings: TrainingSettings) -> TrainingPlan:
+    """The training plan among a stage's settings."""
     names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
-    path_ema_kimg = settings.get("path_ema_kimg", 0.0)  # a run's alone: it has two averages
-    return TrainingPlan(**{name: settings[name] for name in names}, path_ema_kimg=path_ema_kimg)
+    path_ema_kimg = settings.path_ema_kimg if isinstance(settings, RunSettings) else 0.0  # a run has two averages
+    return TrainingPlan(**{name: getattr(settings, name) for name in names}, path_ema_kimg=path_ema_kimg)
 
 
 class BatchSampler:
     """Draws of one dataset, each from the CPU generator that it is given, and their way to the device.
 
     Args:
-        dataset: settings of the dataset.
+        space: what the dataset says of its images.
         folder: of the training images.
         device: where batches are used.
     """
 
-    def __init__(self, dataset: dict[str, Any], folder: Path, device: str):
-        self.images, self.heldout = image_sets.load(folder).split(dataset["heldout"])
-        self.flips, self.use_labels, self.device = dataset["flips"], dataset["class_conditional"], device
+    def __init__(self, space: ImageSpace, folder: Path, device: str):
+        self.images, self.heldout = image_sets.load(folder).split(space.heldout)
+        self.flips, self.use_labels, self.device = space.flips, space.class_conditional, device
         if self.use_labels and not self.images.classes:
             raise StageError(
                 f"{folder}: the images have no labels: set class_conditional to false, or give a labelled source"
@@ -74,13 +77,13 @@ class TrainingJob:
 
     training: TrainingState
     schedule: TrainingPlan
-    records: Iterator[dict[str, Any]]
+    records: Iterator[Metadata]
     path: NoisePath
 
 
 def network_work(
-    dataset: dict[str, Any],
-    settings: dict[str, Any],
+    space: ImageSpace,
+    settings: PretrainSettings | RunSettings,
     network: RawNetwork,
     path: NoisePath,
     batches: BatchSampler,
@@ -89,7 +92,7 @@ def network_work(
     """The training of a network with EDM's loss, or of network and path with TLSM.
 
     Args:
-        dataset: settings of the dataset.
+        space: what the dataset says of its images.
         settings: of the run.
         network: weights to start from; trained in place.
         path: to start from; trained in place where the loss is TLSM.
@@ -99,23 +102,23 @@ def network_work(
     Raises:
         StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
     """
-    schedule = schedule_of(settings)
+    schedule = plan_of(settings)
     network.train().requires_grad_(True)
     network, path = compute.prepare(network), path.to(compute.device)
-    learns_path = settings["loss"] == "tlsm"
-    modules = {"network": network} | ({"path": path.schedule} if learns_path else {})
-    rates = {"network": settings["learning_rate"]} | ({"path": settings["path_learning_rate"]} if learns_path else {})
+    run = settings if isinstance(settings, RunSettings) and LOSSES[settings.loss].learns_path else None
+    modules = {"network": network} | ({"path": path.schedule} if run else {})
+    rates = {"network": settings.learning_rate} | ({"path": run.path_learning_rate} if run else {})
     if network.shape != batches.images.shape:
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
             f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
         )
-    through_level = learns_path and settings["path_gradient"] == "level"
+    through_level = run is not None and run.path_gradient == "level"
     if through_level and path.subspaces.count > 1:
         raise StageError(
-            f"gradient: level is for one subspace, this path has {path.subspaces.count}: set it to full or envelope"
+            f"path_gradient: level is for one subspace, this path has {path.subspaces.count}: take full or envelope"
         )
-    denoiser = Denoiser(network, path, dataset["sigma_data"], compute.body)
+    denoiser = Denoiser(network, path, space.sigma_data, compute.body)
     shape = (schedule.piece, *batches.images.shape)
 
     def draw_edm(generator: torch.Generator) -> Batch:
@@ -124,40 +127,40 @@ def network_work(
         drawn["sigma"] = (torch.randn(schedule.piece, generator=generator) * 1.2 - 1.2).exp()
         return drawn | {"eps": torch.randn(shape, generator=generator)}
 
-    def draw_tlsm(generator: torch.Generator) -> Batch:
+    def draw_tlsm(run: RunSettings, generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
         drawn["t"] = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
-        if settings["path_gradient"] == "full":
-            count = max(1, round(settings["probe_fraction"] * schedule.piece))
-            signs = torch.rand((settings["probes"], count, *shape[1:]), generator=generator) < 0.5
+        if run.path_gradient == "full":
+            count = max(1, round(run.probe_fraction * schedule.piece))
+            signs = torch.rand((run.probes, count, *shape[1:]), generator=generator) < 0.5
             drawn["probes"] = torch.where(signs, -1.0, 1.0)
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
-        if learns_path:
+        if run:
             there = batches.moved(drawn)
-            return tlsm_loss(denoiser, c=settings["c"], through_level=through_level, **there).mean()
+            return tlsm_loss(denoiser, c=run.c, through_level=through_level, **there).mean()
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = TrainingState(modules, rates)
     guard = None
-    if learns_path:
+    if run:
         saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
-        averaged = Denoiser(training.ema["network"], saved, dataset["sigma_data"], compute.body)
-        guard = _heldout_guard(averaged, batches, settings, schedule)
-    records = train(training, schedule, draw_tlsm if learns_path else draw_edm, mean_loss, guard)
+        averaged = Denoiser(training.ema["network"], saved, space.sigma_data, compute.body)
+        guard = _heldout_guard(averaged, batches, run, schedule)
+    records = train(training, schedule, partial(draw_tlsm, run) if run else draw_edm, mean_loss, guard)
     return TrainingJob(training, schedule, records, path)
 
 
 def _heldout_guard(
-    denoiser: Denoiser, batches: BatchSampler, settings: dict[str, Any], schedule: TrainingPlan
+    denoiser: Denoiser, batches: BatchSampler, settings: RunSettings, schedule: TrainingPlan
 ) -> EarlyStop:
     """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
     """
-    generator = torch.Generator().manual_seed(settings["seed"])
+    generator = torch.Generator().manual_seed(settings.seed)
     repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
     index = torch.arange(len(batches.heldout)).repeat(repeats)
     drawn = batches.fixed(index)
@@ -168,15 +171,15 @@ def _heldout_guard(
 
     def loss() -> float:
         with torch.no_grad():
-            return float(tlsm_loss(denoiser, c=settings["c"], **fixed).mean())
+            return float(tlsm_loss(denoiser, c=settings.c, **fixed).mean())
 
-    every = max(1, round(settings["guard_kimg"] * 1000 / schedule.batch))
-    return EarlyStop(loss, every, settings["guard_tolerance"])
+    every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
+    return EarlyStop(loss, every, settings.guard_tolerance)
 
 
 def warp_work(
-    dataset: dict[str, Any],
-    settings: dict[str, Any],
+    space: ImageSpace,
+    settings: WarpSettings,
     network: RawNetwork,
     path: NoisePath,
     batches: BatchSampler,
@@ -185,7 +188,7 @@ def warp_work(
     """The training of the time warp of a path, under a network that is left as it is.
 
     Args:
-        dataset: settings of the dataset.
+        space: what the dataset says of its images.
         settings: of the warp.
         network: that the warp is for.
         path: whose time is warped.
@@ -193,9 +196,9 @@ def warp_work(
         compute: where, and in which precision.
     """
     path = path.to(compute.device).requires_grad_(False)
-    denoiser = Denoiser(compute.prepare(network), path, dataset["sigma_data"], compute.body)
-    warp = Warp(path, knots=settings["knots"]).to(compute.device)
-    schedule = schedule_of(settings)
+    denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
+    warp = Warp(path, knots=settings.knots).to(compute.device)
+    schedule = plan_of(settings)
     shape = (schedule.piece, *batches.images.shape)
 
     def draw(generator: torch.Generator) -> Batch:
@@ -203,13 +206,13 @@ def warp_work(
         drawn["eps"] = torch.randn(shape, generator=generator)
         uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
         drawn["start"] = uniform().clamp(min=1e-6)
-        window = (uniform() if settings["window"] == "uniform" else 1.0) / settings["steps"]
+        window = (uniform() if settings.window == "uniform" else 1.0) / settings.steps
         drawn["end"] = (drawn["start"] - window).clamp(min=0)
         drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
-        return sum(warp_loss(denoiser, path, warp, c=settings["c"], **batches.moved(drawn))).mean()
+        return sum(warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))).mean()
 
-    training = TrainingState({"warp": warp}, {"warp": settings["learning_rate"]})
+    training = TrainingState({"warp": warp}, {"warp": settings.learning_rate})
     return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anisodiff.errors import StageError, Stopped
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import version, write_text
+from anisodiff.storage.files import Metadata, version, write_text
 from anisodiff.training import parallel
 
 
@@ -156,7 +155,7 @@ class TrainingState:
                 named[f"adam/{index}/{key}"] = value
         return named
 
-    def load(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
         self.restore(tensors)
         self.good = {name.removeprefix("good/"): value for name, value in tensors.items() if name.startswith("good/")}
         for index, parameter in enumerate(self.parameters):
@@ -165,11 +164,11 @@ class TrainingState:
             if state:
                 moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
                 self.optimizer.state[parameter] = moved
-        self.step, self.stopped_early = about["step"], about["stopped_early"]
-        self.heldout, self.losses = [tuple(each) for each in about["heldout"]], about["losses"]
-        self.seconds = about["seconds"]
+        self.step, self.stopped_early = metadata["step"], metadata["stopped_early"]
+        self.heldout, self.losses = [tuple(each) for each in metadata["heldout"]], metadata["losses"]
+        self.seconds = metadata["seconds"]
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         return {
             "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "losses": self.losses,
             "seconds": self.seconds,
@@ -198,7 +197,7 @@ def train(
     loss: Callable[[Batch], Tensor],
     guard: EarlyStop | None = None,
     group: int = 20,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Metadata]:
     """Train from `training.step` on; yield a record after every step, with the mean loss every `group` steps.
 
     Args:
@@ -336,13 +335,13 @@ class ResumeStore:
         newest = parallel.of_first(newest)
         if newest is None:
             return False
-        tensors, about = found or checkpoints.read(newest)
-        if about["version"] != version():
+        tensors, metadata = found or checkpoints.read(newest)
+        if metadata["version"] != version():
             raise StageError(
-                f"{newest}: a resume state of version {about['version']}, this is {version()}: go on with that, "
+                f"{newest}: a resume state of version {metadata['version']}, this is {version()}: go on with that, "
                 f"or delete {self.folder} to start this stage again"
             )
-        training.load(tensors, about)
+        training.load(tensors, metadata)
         return True
 
     def clear(self) -> None:
@@ -351,7 +350,7 @@ class ResumeStore:
         with contextlib.suppress(OSError):
             self.lock.parent.rmdir()
 
-    def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]] | tuple[None, None]:
+    def _newest(self) -> tuple[Path, tuple[dict[str, Tensor], Metadata]] | tuple[None, None]:
         for path in reversed(self._states()):
             try:
                 return path, checkpoints.read(path)
@@ -390,7 +389,7 @@ def _lines_to(log: Path, training: TrainingState) -> list[str]:
 
 
 def run(
-    records: Iterator[dict[str, Any]],
+    records: Iterator[Metadata],
     training: TrainingState,
     schedule: TrainingPlan,
     store: ResumeStore,

@@ -17,7 +17,8 @@ from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.schedules import KnotSchedule, karras_logs
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 from anisodiff.solvers.generation import start
-from anisodiff.solvers.registry import midpoint, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.singlestep import midpoint
 
 SHAPE = (3, 32, 32)
 

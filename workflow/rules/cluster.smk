@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from anisodiff.experiment import slurm
 
-CLUSTER = CONFIG["cluster"]
+CLUSTER = CONFIG.cluster
 USES_GPU = (
     "reference",
     "pretrain",
@@ -28,22 +28,22 @@ LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 @functools.cache
 def job(stage, dataset):
     """What a job asks for, by the dataset, or else by its kind, or else by default."""
-    asked = CLUSTER["jobs"]["default"] | CLUSTER["jobs"].get(stage, {}) | DATASETS[dataset]["jobs"].get(stage, {})
-    if asked["gpus"] is None:
-        asked["gpus"] = int(stage in USES_GPU and CONFIG["device"].startswith("cuda"))
-    if asked["machines"] > 1 and stage not in LAUNCHES:
+    asked = CLUSTER.job(stage, DATASETS[dataset].jobs.get(stage))
+    if asked.gpus is None:
+        asked = asked.changed(gpus=int(stage in USES_GPU and CONFIG.device.startswith("cuda")))
+    if asked.machines > 1 and stage not in LAUNCHES:
         raise WorkflowError(f"cluster.jobs.{stage}.machines: only {' and '.join(LAUNCHES)} run on several: set it to 1")
-    if stage in SAVES and asked["minutes"] * 60 < CLUSTER["warning"] + 60:
+    if stage in SAVES and asked.minutes * 60 < CLUSTER.warning + 60:
         raise WorkflowError(
-            f"cluster.jobs.{stage}.minutes: {asked['minutes']} end before the warning, which Slurm may give a minute "
-            f"early: give {CLUSTER['warning'] // 60 + 2} or more, or lower cluster.warning"
+            f"cluster.jobs.{stage}.minutes: {asked.minutes} end before the warning, which Slurm may give a minute "
+            f"early: give {CLUSTER.warning // 60 + 2} or more, or lower cluster.warning"
         )
     return asked
 
 
 def cpus(stage):
     """Threads of a stage's jobs."""
-    return lambda wildcards: job(stage, wildcards.dataset)["cpus"] or CONFIG["threads"]
+    return lambda wildcards: job(stage, wildcards.dataset).cpus or CONFIG.threads
 
 
 def answer(*command):
@@ -78,7 +78,7 @@ def partitions():
 
 
 def partition_asked(asked):
-    return CLUSTER["gpu_partition" if asked["gpus"] else "partition"]
+    return CLUSTER.gpu_partition if asked.gpus else CLUSTER.partition
 
 
 def partition_of(asked):
@@ -116,36 +116,36 @@ def asks(stage):
             first = job(stage, wildcards.dataset)
             logs = [log.read_text(errors="replace") for log in logs_of_attempts(rulename, wildcards, attempt)]
             if not logs:
-                return first[key]
+                return getattr(first, key)
             _, limit, memory = partition_of(first)
             most = {
-                "memory": min(CLUSTER["max_memory"], memory or CLUSTER["max_memory"]),
-                "minutes": min(CLUSTER["max_minutes"], limit or CLUSTER["max_minutes"]),
+                "memory": min(CLUSTER.max_memory, memory or CLUSTER.max_memory),
+                "minutes": min(CLUSTER.max_minutes, limit or CLUSTER.max_minutes),
             }
-            told = CLUSTER["warning"] if stage in SAVES else None
-            return slurm.asked(first, logs, CLUSTER["growth"], most, told)[key]
+            told = CLUSTER.warning if stage in SAVES else None
+            return slurm.asked({"memory": first.memory, "minutes": first.minutes}, logs, CLUSTER.growth, most, told)[key]
 
         return value
 
-    warning = [f"--signal=TERM@{CLUSTER['warning']}"] if stage in SAVES else []
-    several = lambda asked, value: value if asked["machines"] > 1 else None
+    warning = [f"--signal=TERM@{CLUSTER.warning}"] if stage in SAVES else []
+    several = lambda asked, value: value if asked.machines > 1 else None
     return {
         "mem_mb": growing("memory"),
         "runtime": growing("minutes"),
-        "slurm_account": CLUSTER["account"] or "",
+        "slurm_account": CLUSTER.account or "",
         "slurm_partition": of(lambda asked: partition_asked(asked) or ""),
-        "slurm_extra": shlex.join([*shlex.split(CLUSTER["options"]), *warning]),
-        "gpu": of(lambda asked: asked["gpus"] * asked["machines"] or None),
-        "gpu_model": of(lambda asked: CLUSTER["gpu_type"] if asked["gpus"] else None),
+        "slurm_extra": shlex.join([*shlex.split(CLUSTER.options), *warning]),
+        "gpu": of(lambda asked: asked.gpus * asked.machines or None),
+        "gpu_model": of(lambda asked: CLUSTER.gpu_type if asked.gpus else None),
         # a job on several machines starts its own job step: torchrun, once on each
         "mpi": of(lambda asked: several(asked, "srun")),
-        "nodes": of(lambda asked: several(asked, asked["machines"])),
-        "tasks": of(lambda asked: several(asked, asked["machines"])),
+        "nodes": of(lambda asked: several(asked, asked.machines)),
+        "tasks": of(lambda asked: several(asked, asked.machines)),
         "tasks_per_gpu": of(lambda asked: several(asked, 0)),
         # read by the rules, and by the profile for one machine
-        "processes": of(lambda asked: max(1, asked["gpus"])),
-        "machines": of(lambda asked: asked["machines"]),
-        "gpu_job": of(lambda asked: int(asked["gpus"] > 0)),
+        "processes": of(lambda asked: max(1, asked.gpus)),
+        "machines": of(lambda asked: asked.machines),
+        "gpu_job": of(lambda asked: int(asked.gpus > 0)),
     }
 
 
@@ -162,7 +162,7 @@ def check_limits():
         stage = RULES_OF.get(members[0].rule.name, members[0].rule.name)
         dataset = members[0].wildcards.dataset
         name, limit, memory = partition_of(job(stage, dataset))
-        own = stage in DATASETS[dataset]["jobs"]
+        own = stage in DATASETS[dataset].jobs
         key = f"datasets.{dataset}.jobs.{stage}" if own else f"cluster.jobs.{stage}"
         shared = f" for {len(members)} jobs in one" if len(members) > 1 else ""
         minutes, asked = each.resources.get("runtime") or 0, each.resources.get("mem_mb") or 0
@@ -192,9 +192,9 @@ def check_cluster():
         executor.is_query_tool_available = lambda tool: tool != "sacct" and shutil.which(tool) is not None
     found, default = partitions()
     for key in ("partition", "gpu_partition"):
-        if CLUSTER[key] is not None and CLUSTER[key] not in found:
+        if getattr(CLUSTER, key) is not None and getattr(CLUSTER, key) not in found:
             raise WorkflowError(
-                f"cluster.{key}: {CLUSTER[key]!r} is no partition here: use one of {', '.join(sorted(found))}"
+                f"cluster.{key}: {getattr(CLUSTER, key)!r} is no partition here: use one of {', '.join(sorted(found))}"
             )
     check_gpus(found, default)
     check_limits()
@@ -204,15 +204,15 @@ def check_gpus(found, default):
     """That the partition of the jobs with GPUs has them, of the type asked for."""
     if not any(job(stage, dataset)["gpus"] for stage in USES_GPU for dataset in DATASETS):
         return
-    _, _, inside = found.get(CLUSTER["gpu_partition"] or default, UNKNOWN)
+    _, _, inside = found.get(CLUSTER.gpu_partition or default, UNKNOWN)
     # as gpu:a100:4(S:0-1) or gpu:4, several by commas
     offered = [each.split("(")[0].split(":") for each in inside.split(",") if each.startswith("gpu")]
     types = sorted({each[1] for each in offered if len(each) > 2})
     if not offered:
         raise WorkflowError(
-            f"cluster.gpu_partition: {CLUSTER['gpu_partition'] or default!r} has no GPUs: name one that has"
+            f"cluster.gpu_partition: {CLUSTER.gpu_partition or default!r} has no GPUs: name one that has"
         )
-    if CLUSTER["gpu_type"] is not None and CLUSTER["gpu_type"] not in types:
+    if CLUSTER.gpu_type is not None and CLUSTER.gpu_type not in types:
         raise WorkflowError(
-            f"cluster.gpu_type: nobody in the partition has {CLUSTER['gpu_type']!r}: use {' or '.join([*types, 'null'])}"
+            f"cluster.gpu_type: nobody in the partition has {CLUSTER.gpu_type!r}: use {' or '.join([*types, 'null'])}"
         )

@@ -1,5 +1,6 @@
 # needs: the configuration.   makes: CONFIG, resolved and checked, and functions from names to files.   next: inputs.smk
 import json
+import operator
 import os
 import re
 import sys
@@ -8,32 +9,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
-from anisodiff.experiment import planning
-from anisodiff.experiment.budgets import budgets, grid_nfe, strip_methods
-from anisodiff.experiment.config import basis_of, load_schema, resolve
-from anisodiff.experiment.config_text import check_text
+from anisodiff.data.download import file_state, on_this_machine, scheme, to_fetch
 from anisodiff.data.sources import BUILT_IN
-from anisodiff.data.download import file_state, is_pickle, on_this_machine, address_path, scheme, to_fetch
 from anisodiff.errors import StageError
+from anisodiff.experiment import files, planning
+from anisodiff.experiment.config import published_files, resolve
+from anisodiff.experiment.config_text import check_text
 from anisodiff.storage.files import write_text
 
 try:
     if workflow.is_main_process:
         for file in workflow.configfiles:
             check_text(Path(file))
-    CONFIG = resolve(config, load_schema(Path(workflow.basedir) / "schemas/config.schema.yaml"))
+    CONFIG = resolve(config)
 except StageError as error:
     sys.exit(f"anisodiff: {error}")  # one line, on stderr in dry runs too
-DATASETS = CONFIG["datasets"]
+DATASETS = CONFIG.datasets
+FILES = {name: files.DatasetFiles(name, dataset) for name, dataset in DATASETS.items()}
+FETCHED = {files.fetched(url): {"url": url} | hashes for url, hashes in to_fetch(published_files(CONFIG)).items()}
 ENVIRONMENT = "../../envs/environment.yaml"
-
 PUBLISHED = os.path.relpath(Path(workflow.basedir).parent / "config/published.csv")
-DATASET_KEYS = ("class_conditional", "flips", "heldout", "sigma_data", "sigma_min", "sigma_max", "g_min")
 
 
 def configured(section):
     """Pattern of the names of a section of any dataset; what is not configured has no rule."""
-    names = {name for dataset in DATASETS.values() for name in dataset[section]}
+    names = {name for dataset in DATASETS.values() for name in getattr(dataset, section)}
     return "|".join(map(re.escape, sorted(names))) or "(?!)"
 
 
@@ -57,42 +57,41 @@ def option(name, values):
     return [each for value in values for each in (f"--{name}", str(value))]
 
 
-def as_json(settings):
-    return json.dumps(settings, sort_keys=True)
+def setting(name):
+    """Function of the wildcards: a setting of the dataset, `sampling.batch`."""
+    return lambda wildcards: operator.attrgetter(name)(DATASETS[wildcards.dataset])
 
 
 def dataset_json(wildcards):
     """What a stage must know of its dataset; the rest of its configuration can change without rerunning it."""
-    return as_json({key: DATASETS[wildcards.dataset][key] for key in DATASET_KEYS})
+    return DATASETS[wildcards.dataset].space.as_json()
 
 
 def compute_json():
     """Device, precision and compilation. Threads are not among them: another number of cores reruns nothing."""
-    return as_json({key: CONFIG[key] for key in ("device", "dtype", "compile")})
+    return json.dumps({key: getattr(CONFIG, key) for key in ("device", "dtype", "compile")}, sort_keys=True)
 
 
-def entry(wildcards, name, key):
+def entry(wildcards, section, key):
     """One entry of a section of the dataset's configuration: that which the wildcard `key` names."""
-    return DATASETS[wildcards.dataset][name][getattr(wildcards, key)]
+    return getattr(DATASETS[wildcards.dataset], section)[getattr(wildcards, key)]
 
 
-def section(name, key, without=()):
-    """Function of the wildcards: the JSON of one entry of the dataset's configuration, but for what reaches its stage as
-    files or options."""
-
-    def settings(wildcards):
-        chosen = entry(wildcards, name, key)
-        return as_json({each: value for each, value in chosen.items() if each not in without})
-
-    return settings
+def settings_of(section, key, without=()):
+    """Function of the wildcards: the JSON of one entry of the dataset's configuration."""
+    return lambda wildcards: entry(wildcards, section, key).as_json(without)
 
 
-def fetched(url):
-    """Where a published file is put: by host and path, so that data sets share it."""
-    return f"results/fetched/{address_path(url)}"
+def entries_json(section):
+    """Function of the wildcards: the JSON of a section, whose order is kept: it is that of a table's rows."""
+    return lambda wildcards: json.dumps(
+        {name: each.model_dump() for name, each in getattr(DATASETS[wildcards.dataset], section).items()}
+    )
 
 
-FETCHED = {fetched(url): {"url": url} | hashes for url, hashes in to_fetch(DATASETS).items()}
+def file_of(pattern):
+    """Function of the wildcards: the file of a pattern of the dataset."""
+    return lambda wildcards: FILES[wildcards.dataset].of(pattern)
 
 
 def state_of(url):
@@ -103,124 +102,81 @@ def state_of(url):
 
 
 def images_url(wildcards):
-    return DATASETS[wildcards.dataset]["images"]["url"]
+    return DATASETS[wildcards.dataset].images.url
 
 
 def images_source(wildcards):
     """What the images are read from, if it is one file; a folder or a built-in set is no input."""
     url = images_url(wildcards)
     if scheme(url):
-        return fetched(url)
+        return files.fetched(url)
     # braces are wildcards to Snakemake
     return [url.replace("{", "{{").replace("}", "}}")] if url not in BUILT_IN and Path(url).is_file() else []
 
 
 def images_options(wildcards):
     """Source, fit, and the hash of what is read where it is."""
-    images = DATASETS[wildcards.dataset]["images"]
-    source = fetched(images["url"]) if scheme(images["url"]) else images["url"]
-    options = {"source": source, "transform": images["transform"], "resolution": images["resolution"]}
-    if not scheme(images["url"]):
-        options |= {"sha256": images["sha256"], "md5": images["md5"]}
+    images = DATASETS[wildcards.dataset].images
+    source = files.fetched(images.url) if scheme(images.url) else images.url
+    options = {"source": source, "transform": images.transform, "resolution": images.resolution}
+    if not scheme(images.url):
+        options |= images.hashes
     return [each for name, value in options.items() if value is not None for each in option(name, value)]
 
 
 def features_file(wildcards):
-    return fetched(DATASETS[wildcards.dataset]["features"]["url"])
+    return files.fetched(DATASETS[wildcards.dataset].features.url)
 
 
 def reference_statistics(wildcards):
     """The published ones, where the configuration names any."""
-    named = DATASETS[wildcards.dataset]["reference"]
-    return [] if named is None else fetched(named["url"])
+    named = DATASETS[wildcards.dataset].reference
+    return [] if named is None else files.fetched(named.url)
 
 
-def base_file(dataset):
-    """The base network: fetched, and converted where it is one of EDM's pickles."""
-    url = DATASETS[dataset]["base"]["url"]
-    return f"results/{dataset}/base.safetensors" if is_pickle(url) else fetched(url)
+def base_file(wildcards):
+    return FILES[wildcards.dataset].base
 
 
-def network_file(dataset, name):
-    return base_file(dataset) if name == "base" else f"results/{dataset}/runs/{name}/network.safetensors"
+def network_of(section, key, field):
+    """Function of the wildcards: the file of the network that an entry of a section names in a field."""
+    return lambda wildcards: FILES[wildcards.dataset].network(getattr(entry(wildcards, section, key), field))
 
 
-def path_file(dataset, name):
-    folder = f"results/{dataset}"
-    return (
-        f"{folder}/runs/{name}/path.safetensors"
-        if name in DATASETS[dataset]["runs"]
-        else f"{folder}/paths/{name}.safetensors"
-    )
+def path_of(section, key):
+    """Function of the wildcards: the file of the path that an entry of a section names."""
+    return lambda wildcards: FILES[wildcards.dataset].path(entry(wildcards, section, key).path)
 
 
-def file_of(find, name, key, field):
-    """Function of the wildcards: the file of a network or a path (`find`) that an entry of a section names in a field."""
-    return lambda wildcards: find(wildcards.dataset, entry(wildcards, name, key)[field])
-
-
-def basis_file(name, key):
+def basis_of(section, key):
     """Function of the wildcards: the basis that an entry of `paths` or `runs` is on, if it is on one."""
-
-    def file(wildcards):
-        basis = basis_of(entry(wildcards, name, key)["subspaces"])
-        return [] if basis is None else f"results/{wildcards.dataset}/bases/{basis}.safetensors"
-
-    return file
+    return lambda wildcards: FILES[wildcards.dataset].basis(entry(wildcards, section, key).subspaces)
 
 
 def basis_option(wildcards, input):
     return option("basis", input.basis)
 
 
-def grid_files(dataset, method, nfes):
-    """What a method's grid comes from: no file, one for all budgets, or one for each."""
-    if search := DATASETS[dataset]["methods"][method].get("search"):
-        return [f"results/{dataset}/searches/{search}.safetensors"]
-    name = DATASETS[dataset]["methods"][method].get("warp")
-    if name is None:
-        return []
-    if DATASETS[dataset]["warps"][name]["steps"] == "per_nfe":
-        return [f"results/{dataset}/warps/{name}/nfe{nfe}.safetensors" for nfe in nfes]
-    return [f"results/{dataset}/warps/{name}.safetensors"]
-
-
-def budgets_at(dataset, method, first):
-    """Budgets whose seed ranges reach the image `first`."""
-    sampling = DATASETS[dataset]["sampling"]
-    every = budgets(DATASETS[dataset], method)
-    return [nfe for nfe in every if int(first) < planning.ranges(sampling, nfe) * sampling["images"]]
-
-
-def manifests(dataset):
-    return [
-        f"results/{dataset}/samples/{method}/{first}-{last}.json"
-        for method in DATASETS[dataset]["methods"]
-        for first, last in planning.shards(DATASETS[dataset], method)
-    ]
-
-
-def lost_file(manifest):
-    """A note of the cells that a manifest names and that are not there. Cells are no outputs that Snakemake knows, but
-    their note is an input: a new one makes the job run again, once."""
-    return Path(manifest).with_suffix(".lost")
+def budgets_at(wildcards):
+    """Budgets of a method whose seed ranges reach a job's first image."""
+    return files.budgets_at(DATASETS[wildcards.dataset], wildcards.method, int(wildcards.first))
 
 
 def note_lost_cells():
     """Write the note of each manifest with lost cells, or that cannot be read, unless one waits for its job already."""
-    for manifest in [Path(each) for dataset in DATASETS for each in manifests(dataset) if Path(each).is_file()]:
+    for manifest in [Path(each) for dataset in FILES.values() for each in dataset.manifests if Path(each).is_file()]:
         try:
-            lost = [cell for cell in json.loads(manifest.read_bytes()) if not (manifest.parent / cell).is_file()]
-        except (ValueError, TypeError, RecursionError):
+            lost = [str(cell) for cell in files.cells_of(manifest) if not cell.is_file()]
+        except StageError:
             lost = ["the manifest itself, which cannot be read"]
-        note = lost_file(manifest)
+        note = files.note_of_lost_cells(manifest)
         noted = note.is_file() and note.stat().st_mtime > manifest.stat().st_mtime
         if lost and not noted:
             write_text(note, "\n".join([f"lost, seen {time.ctime()}", *lost, ""]))
 
 
 def lost_cells(wildcards):
-    note = lost_file("results/{dataset}/samples/{method}/{first}-{last}.json".format(**wildcards))
+    note = files.note_of_lost_cells(Path(files.MANIFEST.format(**wildcards)))
     return [str(note)] if note.is_file() else []
 
 
@@ -228,107 +184,44 @@ if workflow.is_main_process:
     note_lost_cells()
 
 
-def results_of(dataset):
-    table = [f"results/{dataset}/geometry.csv"] if DATASETS[dataset]["geometry"] else []
-    return [f"results/{dataset}/table.csv", *table, f"results/{dataset}/plots"]
-
-
-def pretrained_of(dataset):
-    made = [f"results/{dataset}/pretrained/base.safetensors"]
-    if DATASETS[dataset]["features"]["kind"] == "digits-cnn":
-        made.append(f"results/{dataset}/pretrained/features.safetensors")
-    return made
-
-
 def warp_settings(wildcards):
     """The warp's own settings, with the number of steps of its budget where it is learned per budget."""
-    warp = dict(DATASETS[wildcards.dataset]["warps"][wildcards.warp])
-    if nfe := getattr(wildcards, "nfe", None):
-        warp["steps"] = int(nfe) // 2
-    return as_json({key: value for key, value in warp.items() if key not in ("network", "path")})
+    warp = entry(wildcards, "warps", "warp")
+    nfe = getattr(wildcards, "nfe", None)
+    return (warp.changed(steps=int(nfe) // 2) if nfe else warp).as_json()
 
 
 def sample_inputs(wildcards, nfes):
-    method = DATASETS[wildcards.dataset]["methods"][wildcards.method]
+    chosen, method = FILES[wildcards.dataset], DATASETS[wildcards.dataset].methods[wildcards.method]
     return {
-        "network": network_file(wildcards.dataset, method["network"]),
-        "path": path_file(wildcards.dataset, method["path"]),
-        "grids": grid_files(wildcards.dataset, wildcards.method, nfes),
+        "network": chosen.network(method.network),
+        "path": chosen.path(method.path),
+        "grids": chosen.grids(wildcards.method, nfes),
     }
 
 
-def plotted_paths(dataset):
-    """Paths whose levels are shown: those of the methods, each once."""
-    return list(dict.fromkeys(method["path"] for method in DATASETS[dataset]["methods"].values()))
+def figures(wildcards):
+    """What the figures show."""
+    return FILES[wildcards.dataset].figures(PUBLISHED)
 
 
-def plot_settings(wildcards):
-    """Names and files of what the figures show."""
-    dataset = wildcards.dataset
-    warps = DATASETS[dataset]["warps"]
-    return json.dumps(
-        {
-            "dataset": dataset,
-            "sigma_max": DATASETS[dataset]["sigma_max"],
-            "methods": {
-                name: [method["path"], method["solver"]] for name, method in DATASETS[dataset]["methods"].items()
-            },
-            "ladder": DATASETS[dataset]["ladder"],
-            "paths": {name: path_file(dataset, name) for name in plotted_paths(dataset)},
-            "warps": {
-                name: [f"results/{dataset}/warps/{name}.safetensors", warps[name]["path"]]
-                for name in warps
-                if warps[name]["steps"] != "per_nfe"
-            },
-            "strips": strip_files(dataset),
-            "geometry": geometry_files(dataset),
-            "convergence": {
-                name: f"results/{dataset}/convergence/{name}-nfe{nfe}.csv"
-                for name, nfe in DATASETS[dataset]["convergence"].items()
-            },
-            "published": {"file": PUBLISHED, "methods": DATASETS[dataset]["plots"]["published"]},
-            "grid_nfe": grid_nfe(DATASETS[dataset]),
-            "reference": f"results/{dataset}/reference.safetensors",
-            "samples": f"results/{dataset}/samples",
-        }
-    )
-
-
-def search_files(dataset):
-    return {
-        name: f"results/{dataset}/searches/{name}.safetensors"
-        for name in sorted(planning.needed(DATASETS[dataset])["searches"])
-    }
-
-
-def geometry_files(dataset):
-    return {name: f"results/{dataset}/geometry/{name}.safetensors" for name in DATASETS[dataset]["geometry"]}
-
-
-def strip_files(dataset):
-    nfe = grid_nfe(DATASETS[dataset])
-    return {
-        name: f"results/{dataset}/trajectories/{name}-nfe{nfe}.safetensors" for name in strip_methods(DATASETS[dataset])
-    }
-
-
-def plot_inputs(wildcards):
-    settings = json.loads(plot_settings(wildcards))
+def figure_inputs(wildcards):
+    shown = figures(wildcards)
     return [
-        settings["reference"],
-        *manifests(wildcards.dataset),
-        *settings["paths"].values(),
-        *(file for file, _ in settings["warps"].values()),
-        *settings["strips"].values(),
-        *settings["geometry"].values(),
-        *settings["convergence"].values(),
-        *([PUBLISHED] if settings["published"]["methods"] else []),
+        shown.reference,
+        *FILES[wildcards.dataset].manifests,
+        *shown.paths.values(),
+        *(file for file, _ in shown.warps.values()),
+        *shown.strips.values(),
+        *shown.geometry.values(),
+        *shown.convergence.values(),
+        *([PUBLISHED] if shown.published.methods else []),
     ]
 
 
 def download_options(wildcards):
     """Address, hash, lock file and mirror of a fetched file."""
-    known = FETCHED[f"results/fetched/{wildcards.file}"]
-    options = known | {"lock": "config/lock.json", "mirror": CONFIG["mirror"]}
+    known = FETCHED[files.FETCHED.format(file=wildcards.file)]
+    options = known | {"lock": "config/lock.json", "mirror": CONFIG.mirror}
     given = [each for name, value in options.items() if value is not None for each in option(name, value)]
-    return [*given, *(["--offline"] if CONFIG["offline"] else [])]
+    return [*given, *(["--offline"] if CONFIG.offline else [])]

@@ -4,11 +4,11 @@
 rule geometry:
     """Shapes of a network's trajectories over a path, and of closed-form denoisers' beside them."""
     input:
-        images="results/{dataset}/images",
-        network=file_of(network_file, "geometry", "geometry", "network"),
-        path=file_of(path_file, "geometry", "geometry", "path"),
+        images=files.IMAGES,
+        network=network_of("geometry", "geometry", "network"),
+        path=path_of("geometry", "geometry"),
     output:
-        "results/{dataset}/geometry/{geometry}.safetensors",
+        files.GEOMETRY,
     log:
         "results/{dataset}/logs/geometry/{geometry}.log",
     benchmark:
@@ -21,7 +21,7 @@ rule geometry:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=section("geometry", "geometry", without=("network", "path")),
+        settings=settings_of("geometry", "geometry"),
     shell:
         "exec python -m anisodiff geometry --dataset {params.dataset:q} --settings {params.settings:q}"
         " --images {input.images:q} --network {input.network:q} --path {input.path:q} --output {output:q}"
@@ -31,16 +31,16 @@ rule geometry:
 rule geometry_table:
     """A row for each denoiser over each path."""
     input:
-        lambda wildcards: geometry_files(wildcards.dataset).values(),
+        lambda wildcards: FILES[wildcards.dataset].geometry.values(),
     output:
-        csv="results/{dataset}/geometry.csv",
-        md="results/{dataset}/geometry.md",
+        csv=files.GEOMETRY_TABLE,
+        md=files.GEOMETRY_PAGE,
     log:
         "results/{dataset}/logs/geometry_table.log",
     conda:
         ENVIRONMENT
     params:
-        files=lambda wildcards: json.dumps(geometry_files(wildcards.dataset)),
+        files=lambda wildcards: json.dumps(FILES[wildcards.dataset].geometry),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff geometry-table --files {params.files:q} --output {params.folder:q} >{log:q} 2>&1"
@@ -51,9 +51,9 @@ rule convergence:
     input:
         unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
         features=features_file,
-        reference="results/{dataset}/reference.safetensors",
+        reference=files.REFERENCE,
     output:
-        "results/{dataset}/convergence/{method}-nfe{nfe}.csv",
+        files.CONVERGENCE,
     log:
         "results/{dataset}/logs/convergence/{method}-nfe{nfe}.log",
     benchmark:
@@ -68,9 +68,9 @@ rule convergence:
         dataset=dataset_json,
         method=METHOD_JSON,
         grids=lambda wildcards, input: option("grid", input.grids),
-        images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
-        batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        images=setting("sampling.images"),
+        batch=setting("sampling.batch"),
+        kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff convergence --dataset {params.dataset:q} --method {params.method:q}"
         " --nfe {wildcards.nfe} --images {params.images} --batch {params.batch}"

@@ -5,7 +5,7 @@
 rule download:
     """A published or committed file, refused if its hash differs."""
     output:
-        "results/fetched/{file}",
+        files.FETCHED,
     log:
         "results/fetched/logs/{file}.log",
     wildcard_constraints:
@@ -14,7 +14,7 @@ rule download:
         ENVIRONMENT
     params:
         options=download_options,
-        state=lambda wildcards: state_of(FETCHED[f"results/fetched/{wildcards.file}"]["url"]),
+        state=lambda wildcards: state_of(FETCHED[files.FETCHED.format(file=wildcards.file)]["url"]),
     shell:
         "exec python -m anisodiff download {params.options:q} --output {output:q} >{log:q} 2>&1"
 
@@ -22,9 +22,9 @@ rule download:
 rule convert:
     """One of EDM's pickled networks as safetensors; nothing in it is run."""
     input:
-        lambda wildcards: fetched(DATASETS[wildcards.dataset]["base"]["url"]),
+        lambda wildcards: files.fetched(DATASETS[wildcards.dataset].base.url),
     output:
-        "results/{dataset}/base.safetensors",
+        files.CONVERTED,
     log:
         "results/{dataset}/logs/convert.log",
     conda:
@@ -40,7 +40,7 @@ rule images:
     input:
         images_source,
     output:
-        directory("results/{dataset}/images"),
+        directory(files.IMAGES),
     log:
         "results/{dataset}/logs/images.log",
     benchmark:
@@ -60,11 +60,11 @@ rule images:
 rule reference:
     """Feature statistics that distances are measured to: published ones, or those of the images."""
     input:
-        images="results/{dataset}/images",
+        images=files.IMAGES,
         features=features_file,
         published=reference_statistics,
     output:
-        "results/{dataset}/reference.safetensors",
+        files.REFERENCE,
     log:
         "results/{dataset}/logs/reference.log",
     benchmark:
@@ -76,7 +76,7 @@ rule reference:
         **asks("reference"),
     params:
         compute=compute_json(),
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        kind=setting("features.kind"),
         published=lambda wildcards, input: option("published", input.published),
     shell:
         "exec python -m anisodiff reference --images {input.images:q} --features {input.features:q}"

@@ -1,14 +1,35 @@
 # needs: CONFIG, base networks, images.   makes: speeds of this machine, and a plan.   next: the reader
+import subprocess
+import tempfile
+
+
+def counted():
+    """Jobs of every dataset from nothing, as dry runs of Snakemake count them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(CONFIG.model_dump_json(exclude_unset=True))
+        file.flush()
+        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--configfile", file.name]
+        found = {}
+        for dataset in DATASETS:
+            ran = subprocess.run(
+                [*command, "--dry-run", "--forceall", "--nolock", "--quiet", "rules", "--", dataset],
+                capture_output=True,
+                text=True,
+            )
+            if ran.returncode:
+                raise WorkflowError(f"plan: {ran.stderr.strip().splitlines()[-1]}")
+            found[dataset] = planning.jobs_of(ran.stdout + ran.stderr)
+    return found
 
 
 rule throughput_of:
     """How fast a dataset's networks sample and train where this runs."""
     input:
-        images="results/{dataset}/images",
-        network=lambda wildcards: base_file(wildcards.dataset),
+        images=files.IMAGES,
+        network=base_file,
         features=features_file,
     output:
-        "results/{dataset}/throughput.json",
+        files.THROUGHPUT,
     log:
         "results/{dataset}/logs/throughput.log",
     conda:
@@ -19,10 +40,10 @@ rule throughput_of:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
-        runs=lambda wildcards: as_json(DATASETS[wildcards.dataset]["runs"]),
-        warps=lambda wildcards: as_json(DATASETS[wildcards.dataset]["warps"]),
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        batch=setting("sampling.batch"),
+        runs=entries_json("runs"),
+        warps=entries_json("warps"),
+        kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff throughput --dataset {params.dataset:q} --batch {params.batch}"
         " --runs {params.runs:q} --warps {params.warps:q} --images {input.images:q} --network {input.network:q}"
@@ -37,6 +58,6 @@ rule plan:
     conda:
         ENVIRONMENT
     params:
-        text=lambda wildcards: planning.page(CONFIG, len(FETCHED), Path("results")),
+        text=lambda wildcards: planning.page(CONFIG, counted(), Path(files.RESULTS)),
     shell:
         "printf '%s\\n' {params.text:q} | tee {log:q}"

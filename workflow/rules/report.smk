@@ -4,14 +4,14 @@
 rule report:
     """Tables and figures of every dataset, on one page that opens offline."""
     input:
-        [results_of(dataset) for dataset in DATASETS],
+        [FILES[dataset].results for dataset in DATASETS],
     output:
-        "results/report.html",
+        files.REPORT,
     log:
         "results/logs/report.log",
     conda:
         ENVIRONMENT
     params:
-        folders=[f"results/{dataset}" for dataset in DATASETS],
+        folders=[each.of(files.FOLDER) for each in FILES.values()],
     shell:
         "exec python -m anisodiff report {params.folders:q} --output {output:q} >{log:q} 2>&1"

@@ -4,10 +4,10 @@
 rule distance:
     """Frechet distance of every cell of a dataset, in one job: the root of the reference covariance is taken once."""
     input:
-        reference="results/{dataset}/reference.safetensors",
-        manifests=lambda wildcards: manifests(wildcards.dataset),
+        reference=files.REFERENCE,
+        manifests=lambda wildcards: FILES[wildcards.dataset].manifests,
     output:
-        "results/{dataset}/distances.csv",
+        files.DISTANCES,
     log:
         "results/{dataset}/logs/distance.log",
     conda:
@@ -15,8 +15,8 @@ rule distance:
     resources:
         **asks("distance"),
     params:
-        images=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["images"],
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        images=setting("sampling.images"),
+        kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff distance --dataset {wildcards.dataset:q} --reference {input.reference:q}"
         " --images {params.images} --features-kind {params.kind:q} --output {output:q} {input.manifests:q} >{log:q} 2>&1"
@@ -25,23 +25,23 @@ rule distance:
 rule table:
     """The table: tidy CSV, and method by NFE as Markdown and LaTeX; and what it cost."""
     input:
-        lambda wildcards: search_files(wildcards.dataset).values(),
-        distances="results/{dataset}/distances.csv",
+        lambda wildcards: FILES[wildcards.dataset].searches.values(),
+        distances=files.DISTANCES,
     output:
-        csv="results/{dataset}/table.csv",
-        md="results/{dataset}/table.md",
-        tex="results/{dataset}/table.tex",
-        cost="results/{dataset}/cost.csv",
-        cost_md="results/{dataset}/cost.md",
+        csv=files.TABLE,
+        md=files.TABLE_PAGE,
+        tex=files.TABLE_TEX,
+        cost=files.COST,
+        cost_md=files.COST_PAGE,
     log:
         "results/{dataset}/logs/table.log",
     conda:
         ENVIRONMENT
     params:
         # a list, so that the order of the rows is the configuration's
-        methods=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]["methods"]),
-        ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset]["ladder"]),
-        searches=lambda wildcards: json.dumps(search_files(wildcards.dataset)),
+        methods=entries_json("methods"),
+        ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset].ladder),
+        searches=lambda wildcards: json.dumps(FILES[wildcards.dataset].searches),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
@@ -52,16 +52,16 @@ rule table:
 rule plots:
     """Every figure of a dataset, SVG and PNG."""
     input:
-        plot_inputs,
-        table="results/{dataset}/table.csv",
+        figure_inputs,
+        table=files.TABLE,
     output:
-        directory("results/{dataset}/plots"),
+        directory(files.PLOTS),
     log:
         "results/{dataset}/logs/plots.log",
     conda:
         ENVIRONMENT
     params:
-        settings=plot_settings,
+        settings=lambda wildcards: figures(wildcards).as_json(),
     shell:
         "exec python -m anisodiff plot --table {input.table:q} --settings {params.settings:q} --output {output:q}"
         " >{log:q} 2>&1"
@@ -70,16 +70,16 @@ rule plots:
 rule publish:
     """Tables and figures, copied to where they can be committed, with what made them."""
     input:
-        lambda wildcards: results_of(wildcards.dataset),
+        lambda wildcards: FILES[wildcards.dataset].results,
     output:
-        "results/reference/{dataset}/provenance.json",
+        files.PROVENANCE,
     log:
         "results/{dataset}/logs/publish.log",
     conda:
         ENVIRONMENT
     params:
-        settings=lambda wildcards: json.dumps(DATASETS[wildcards.dataset]),
-        results="results/{dataset}",
+        settings=lambda wildcards: DATASETS[wildcards.dataset].as_json(),
+        results=file_of(files.FOLDER),
         output=subpath(output[0], parent=True),
     shell:
         "exec python -m anisodiff publish --results {params.results:q} --settings {params.settings:q}"

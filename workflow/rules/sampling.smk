@@ -5,7 +5,7 @@
 # cells are files beside the manifest, so that a new budget, or a job that died, makes only the cells that are missing.
 
 
-METHOD_JSON = section("methods", "method", without=("network", "path", "warp", "search", "nfe"))
+METHOD_JSON = settings_of("methods", "method", without=["nfe"])
 
 
 rule sample:
@@ -13,13 +13,13 @@ rule sample:
     input:
         unpack(
             lambda wildcards: sample_inputs(
-                wildcards, budgets_at(wildcards.dataset, wildcards.method, wildcards.first)
+                wildcards, budgets_at(wildcards)
             )
         ),
         features=features_file,
         lost=lost_cells,
     output:
-        "results/{dataset}/samples/{method}/{first}-{last}.json",
+        files.MANIFEST,
     log:
         "results/{dataset}/logs/sample/{method}/{first}-{last}.log",
     benchmark:
@@ -33,11 +33,11 @@ rule sample:
         compute=compute_json(),
         dataset=dataset_json,
         method=METHOD_JSON,
-        nfe=lambda wildcards: option("nfe", budgets_at(wildcards.dataset, wildcards.method, wildcards.first)),
+        nfe=lambda wildcards: option("nfe", budgets_at(wildcards)),
         grids=lambda wildcards, input: option("grid", input.grids),
-        batch=lambda wildcards: DATASETS[wildcards.dataset]["sampling"]["batch"],
-        keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset]["sampling"]["keep"] == "images" else "",
-        kind=lambda wildcards: DATASETS[wildcards.dataset]["features"]["kind"],
+        batch=setting("sampling.batch"),
+        keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset].sampling.keep == "images" else "",
+        kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe:q}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
@@ -51,7 +51,7 @@ rule trajectory:
     input:
         unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
     output:
-        "results/{dataset}/trajectories/{method}-nfe{nfe}.safetensors",
+        files.TRAJECTORY,
     log:
         "results/{dataset}/logs/trajectory/{method}-nfe{nfe}.log",
     conda:

@@ -4,9 +4,9 @@
 rule pretrain:
     """A base network from nothing, by the recipe that made the committed one."""
     input:
-        images="results/{dataset}/images",
+        images=files.IMAGES,
     output:
-        "results/{dataset}/pretrained/base.safetensors",
+        files.PRETRAINED,
     log:
         "results/{dataset}/logs/pretrain.log",
     benchmark:
@@ -19,7 +19,7 @@ rule pretrain:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=lambda wildcards: as_json(DATASETS[wildcards.dataset]["pretrain"] | {"loss": "edm"}),
+        settings=lambda wildcards: DATASETS[wildcards.dataset].pretrain.as_json(),
     shell:
         "exec python -m anisodiff pretrain --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
         " --output {output:q} --compute {params.compute:q} --threads {threads}"
@@ -29,9 +29,9 @@ rule pretrain:
 rule train_features:
     """The digits classifier, by the recipe that made the committed one."""
     input:
-        images="results/{dataset}/images",
+        images=files.IMAGES,
     output:
-        "results/{dataset}/pretrained/features.safetensors",
+        files.TRAINED_FEATURES,
     log:
         "results/{dataset}/logs/train_features.log",
     conda:
@@ -40,7 +40,7 @@ rule train_features:
     resources:
         **asks("train_features"),
     params:
-        settings=as_json({"seed": 0, "steps": 800, "batch": 128, "learning_rate": 0.002, "heldout": 160}),
+        settings="{}",
     shell:
         "exec python -m anisodiff train-features --settings {params.settings:q} --images {input.images:q}"
         " --output {output:q} --threads {threads} >{log:q} 2>&1"
@@ -49,9 +49,9 @@ rule train_features:
 rule basis:
     """Principal subspaces of the training images."""
     input:
-        images="results/{dataset}/images",
+        images=files.IMAGES,
     output:
-        "results/{dataset}/bases/{basis}.safetensors",
+        files.BASIS,
     log:
         "results/{dataset}/logs/basis/{basis}.log",
     conda:
@@ -61,7 +61,7 @@ rule basis:
         **asks("basis"),
     params:
         dataset=dataset_json,
-        settings=section("bases", "basis"),
+        settings=settings_of("bases", "basis"),
     shell:
         "exec python -m anisodiff basis --dataset {params.dataset:q} --settings {params.settings:q}"
         " --images {input.images:q} --output {output:q} --threads {threads} >{log:q} 2>&1"
@@ -70,10 +70,10 @@ rule basis:
 rule path:
     """A path that needs no training."""
     input:
-        images="results/{dataset}/images",
-        basis=basis_file("paths", "path"),
+        images=files.IMAGES,
+        basis=basis_of("paths", "path"),
     output:
-        "results/{dataset}/paths/{path}.safetensors",
+        files.PATH,
     log:
         "results/{dataset}/logs/path/{path}.log",
     conda:
@@ -82,7 +82,7 @@ rule path:
         **asks("path"),
     params:
         dataset=dataset_json,
-        settings=section("paths", "path"),
+        settings=settings_of("paths", "path"),
         basis=basis_option,
     shell:
         "exec python -m anisodiff path --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
@@ -92,13 +92,13 @@ rule path:
 rule finetune:
     """A network finetuned with EDM's loss, or network and path with trajectory-level score matching."""
     input:
-        images="results/{dataset}/images",
-        network=file_of(network_file, "runs", "run", "start"),
-        path=file_of(path_file, "runs", "run", "path"),
-        basis=basis_file("runs", "run"),
+        images=files.IMAGES,
+        network=network_of("runs", "run", "start"),
+        path=path_of("runs", "run"),
+        basis=basis_of("runs", "run"),
     output:
-        network="results/{dataset}/runs/{run}/network.safetensors",
-        path="results/{dataset}/runs/{run}/path.safetensors",
+        network=files.NETWORK_OF_RUN,
+        path=files.PATH_OF_RUN,
     log:
         "results/{dataset}/logs/finetune/{run}.log",
     benchmark:
@@ -113,7 +113,7 @@ rule finetune:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=section("runs", "run", without=("start", "path")),
+        settings=settings_of("runs", "run"),
         basis=basis_option,
     shell:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
@@ -126,11 +126,11 @@ rule finetune:
 rule warp:
     """The time warp of a path."""
     input:
-        images="results/{dataset}/images",
-        network=file_of(network_file, "warps", "warp", "network"),
-        path=file_of(path_file, "warps", "warp", "path"),
+        images=files.IMAGES,
+        network=network_of("warps", "warp", "network"),
+        path=path_of("warps", "warp"),
     output:
-        "results/{dataset}/warps/{warp}.safetensors",
+        files.WARP,
     log:
         "results/{dataset}/logs/warp/{warp}.log",
     benchmark:
@@ -153,7 +153,7 @@ rule warp:
 
 use rule warp as warp_per_nfe with:
     output:
-        "results/{dataset}/warps/{warp}/nfe{nfe}.safetensors",
+        files.WARP_OF_BUDGET,
     log:
         "results/{dataset}/logs/warp/{warp}/nfe{nfe}.log",
     benchmark:
@@ -163,10 +163,10 @@ use rule warp as warp_per_nfe with:
 rule search:
     """Levels for every budget, along the trajectories of a few warm-up noises."""
     input:
-        network=file_of(network_file, "searches", "search", "network"),
-        path=file_of(path_file, "searches", "search", "path"),
+        network=network_of("searches", "search", "network"),
+        path=path_of("searches", "search"),
     output:
-        "results/{dataset}/searches/{search}.safetensors",
+        files.SEARCH,
     log:
         "results/{dataset}/logs/search/{search}.log",
     benchmark:
@@ -179,7 +179,7 @@ rule search:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=section("searches", "search", without=("network", "path")),
+        settings=settings_of("searches", "search"),
     shell:
         "exec python -m anisodiff search --dataset {params.dataset:q} --settings {params.settings:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"

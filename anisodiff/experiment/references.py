@@ -1,0 +1,169 @@
+"""References inside a dataset's settings: every name is of something, and every budget can be spent."""
+
+from anisodiff.errors import StageError
+from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
+from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings
+from anisodiff.experiment.settings.base import basis_of
+from anisodiff.grids.registry import GRIDS
+from anisodiff.metrics.registry import FEATURES
+from anisodiff.solvers.registry import SOLVERS
+
+
+def check_references(where: str, dataset: DatasetSettings) -> None:
+    """Refuse the first reference to nothing, and the first budget that cannot be spent.
+
+    Args:
+        where: the dataset's key.
+        dataset: its settings.
+
+    Raises:
+        StageError: what is wrong, with the path of its key.
+    """
+    runs, paths, warps, searches, methods = (
+        dataset.runs, dataset.paths, dataset.warps, dataset.searches, dataset.methods,
+    )  # fmt: skip
+    networks = {"base", *runs}
+
+    def check(key: str, name: str, known: set[str]) -> None:
+        if name not in known:
+            raise StageError(f"{where}.{key}: {name!r} is unknown; known here: {', '.join(sorted(known)) or 'none'}")
+
+    for kind in ("paths", "runs"):
+        for name, entry in getattr(dataset, kind).items():
+            if basis := basis_of(entry.subspaces):
+                check(f"{kind}.{name}.subspaces", basis, set(dataset.bases))
+            if entry.schedules == "class" and not dataset.class_conditional:
+                raise StageError(
+                    f"{where}.{kind}.{name}.schedules: one a class needs labels: set class_conditional to true"
+                )
+    if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
+        raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
+    trained = {f"runs.{name}": run for name, run in runs.items()} | {
+        f"warps.{name}": warp for name, warp in warps.items()
+    }
+    if dataset.pretrain is not None:
+        trained["pretrain"] = dataset.pretrain
+    for key, settings in trained.items():
+        if settings.micro_batch is not None and settings.batch % settings.micro_batch:
+            raise StageError(
+                f"{where}.{key}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}"
+            )
+    for name, run in runs.items():
+        check(f"runs.{name}.start", run.start, networks)
+        check(f"runs.{name}.path", run.path, {*paths, *runs})
+        _ancestry(where, runs, name)
+    for name, warp in warps.items():
+        check(f"warps.{name}.network", warp.network, networks)
+        check(f"warps.{name}.path", warp.path, {*paths, *runs})
+        if (paths | runs)[warp.path].schedules == "class":
+            raise StageError(f"{where}.warps.{name}.path: {warp.path!r} has a schedule a class, and no common time")
+    for kind in ("searches", "geometry"):
+        for name, entry in getattr(dataset, kind).items():
+            check(f"{kind}.{name}.network", entry.network, networks)
+            check(f"{kind}.{name}.path", entry.path, {*paths, *runs})
+    for name, entry in dataset.geometry.items():
+        on = (paths | runs)[entry.path]
+        basis = basis_of(on.subspaces)
+        if on.schedules == "class" or (basis and dataset.bases[basis].per != "all"):
+            raise StageError(f"{where}.geometry.{name}.path: {entry.path!r} differs between classes: take a shared one")
+    for name, method in methods.items():
+        check(f"methods.{name}.network", method.network, networks)
+        check(f"methods.{name}.path", method.path, {*paths, *runs})
+        for grid, key, made, said in (
+            ("warped", "warp", warps, "the warp of"),
+            ("searched", "search", searches, "a search on"),
+        ):
+            chosen = getattr(method, key)
+            if method.grid == grid:
+                check(f"methods.{name}.{key}", chosen or "", set(made))
+                if made[chosen].path != method.path:
+                    raise StageError(f"{where}.methods.{name}.{key}: {chosen!r} is {said} another path")
+            elif chosen is not None:
+                raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
+        _check_method(where, name, method, budgets(dataset, name), searches.get(method.search or ""))
+    for name in dataset.plots.strip_methods or []:
+        check("plots.strip_methods", name, set(methods))
+    for name in dataset.ladder:
+        check("ladder", name, set(methods))
+    for name, nfe in dataset.convergence.items():
+        check("convergence", name, set(methods))
+        key = f"{where}.convergence.{name}"
+        _check_budget(where, key, name, methods[name], nfe, searches.get(methods[name].search or ""))
+    if dataset.plots.published and not FEATURES[dataset.features.kind].is_fid:
+        raise StageError(f"{where}.plots.published: published values are FIDs, of Inception's features: leave it out")
+    known = {str(nfe) for name in methods for nfe in budgets(dataset, name)}
+    unknown = sorted(set(dataset.sampling.ranges_at) - known)
+    if unknown:
+        raise StageError(f"{where}.sampling.ranges_at.{unknown[0]}: no method has such a budget")
+    if dataset.reference is not None and not FEATURES[dataset.features.kind].is_fid:
+        raise StageError(f"{where}.reference: published statistics are of Inception's features: set it to null")
+    for name in dataset.plots.strip_methods or []:
+        if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
+            raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
+
+
+def _ancestry(where: str, runs: dict[str, RunSettings], name: str) -> None:
+    for key in ("start", "path"):
+        seen, at = [name], getattr(runs[name], key)
+        while at in runs:
+            if at in seen:
+                raise StageError(f"{where}.runs.{name}.{key}: runs start from one another in a circle")
+            seen.append(at)
+            at = getattr(runs[at], key)
+
+
+def _check_method(
+    where: str, name: str, method: MethodSettings, nfes: list[int], search: SearchSettings | None
+) -> None:
+    highest = SOLVERS[method.solver].max_order
+    if method.order is not None and highest is None:
+        raise StageError(f"{where}.methods.{name}.order: {method.solver} has one order: leave it out")
+    if (method.order or 0) > (highest or 1):
+        raise StageError(f"{where}.methods.{name}.order: {method.solver} has orders 1 to {highest}")
+    for key in ("rho", "last_level"):
+        grids = [grid for grid, entry in GRIDS.items() if key in entry.takes]
+        if getattr(method, key) is not None and method.grid not in grids:
+            raise StageError(
+                f"{where}.methods.{name}.{key}: only the grids {' and '.join(grids)} take one: leave it out"
+            )
+    if search is not None and method.afs and search.analytic == "images" and _solver(method) != _solver(search):
+        raise StageError(
+            f"{where}.methods.{name}.search: {method.search!r} chooses the analytic step by images of "
+            f"{_solver(search)}, this is {_solver(method)}: give it a search of its own"
+        )
+    if (method.grid == "given") != (method.levels is not None):
+        raise StageError(f"{where}.methods.{name}.levels: the grid 'given' needs them, and no other takes them")
+    for nfe in nfes:
+        _check_budget(where, f"{where}.sampling.nfe", name, method, nfe, search)
+
+
+def _solver(settings: MethodSettings | SearchSettings) -> str:
+    return f"{settings.solver} of order {settings.order or SOLVERS[settings.solver].max_order or 1}"
+
+
+def _check_budget(
+    where: str, key: str, name: str, method: MethodSettings, nfe: int, search: SearchSettings | None
+) -> None:
+    """That a method can spend a budget, which was given under `key`."""
+    try:
+        budget = steps_for_nfe(nfe, method)
+    except StageError as error:
+        raise StageError(f"{key}: method {name!r}: {error}") from error
+    if search is not None and budget.points > search.points:
+        raise StageError(
+            f"{where}.searches.{method.search}.points: {search.points} are too few for {nfe} evaluations of "
+            f"method {name!r}: give {budget.points} or more"
+        )
+    if search is not None and method.afs and search.analytic == "images" and nfe > search.analytic_nfe:
+        raise StageError(
+            f"{where}.searches.{method.search}.analytic_nfe: {search.analytic_nfe} is less than the {nfe} of "
+            f"method {name!r}: raise it, or choose the analytic step by costs"
+        )
+    if method.levels is not None:
+        levels = method.levels.get(str(nfe), [])
+        if len(levels) != budget.steps + 1:
+            raise StageError(
+                f"{where}.methods.{name}.levels.{nfe}: {len(levels)} levels, this budget needs {budget.steps + 1}"
+            )
+        if sorted(set(levels), reverse=True) != levels:
+            raise StageError(f"{where}.methods.{name}.levels.{nfe}: the levels must fall")

@@ -1,0 +1,38 @@
+"""Settings: every key of the configuration with its description, unit, default and bounds, checked and frozen."""
+
+from anisodiff.experiment.settings.base import Section
+from anisodiff.experiment.settings.cluster import ClusterSettings, JobSettings
+from anisodiff.experiment.settings.datasets import DatasetSettings, ExperimentSettings, ImageSpace, SamplingSettings
+from anisodiff.experiment.settings.figures import FigureSettings
+from anisodiff.experiment.settings.methods import GeometrySettings, MethodSettings, SearchSettings
+from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
+from anisodiff.experiment.settings.training import (
+    FeatureTrainingSettings,
+    NetworkSettings,
+    PretrainSettings,
+    RunSettings,
+    TrainingSettings,
+    WarpSettings,
+)
+
+__all__ = [
+    "BasisSettings",
+    "ClusterSettings",
+    "DatasetSettings",
+    "ExperimentSettings",
+    "FeatureTrainingSettings",
+    "FigureSettings",
+    "GeometrySettings",
+    "ImageSpace",
+    "JobSettings",
+    "MethodSettings",
+    "NetworkSettings",
+    "PathSettings",
+    "PretrainSettings",
+    "RunSettings",
+    "SamplingSettings",
+    "SearchSettings",
+    "Section",
+    "TrainingSettings",
+    "WarpSettings",
+]

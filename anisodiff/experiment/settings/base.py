@@ -1,0 +1,114 @@
+"""What sections of settings are made of: keys with descriptions and units, and the kinds of values."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A section of the configuration. Unknown keys are refused, and nothing in it changes.
+
+    Raises:
+        pydantic.ValidationError: a value that a key does not take; `experiment.errors_of` puts it in one line.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, checked."""
+        return type(self).model_validate(self.model_dump() | values)
+
+    def as_json(self, without: Iterable[str] = ()) -> str:
+        """JSON with its keys in order, which a stage takes; rules see a change of settings by a change of this text."""
+        return json.dumps(self.model_dump(exclude=set(without)), sort_keys=True)
+
+
+def key(description: str, default: Any = ..., *, unit: str | None = None, **bounds: Any) -> Any:
+    """A key of a section.
+
+    Args:
+        description: what it means, for the page of every key.
+        default: the value where none is given; left out, the key must be given.
+        unit: of the value.
+        bounds: `ge`, `gt`, `le`, `min_length`, `max_length`, as pydantic's `Field` takes them.
+    """
+    extra = {"json_schema_extra": {"unit": unit}} if unit else {}
+    return Field(default, description=description, validate_default=False, **extra, **bounds)
+
+
+def section(description: str, **bounds: Any) -> Any:
+    """A key that holds a section, or sections by name: empty where none is given."""
+    return Field(default_factory=dict, description=description, validate_default=True, **bounds)
+
+
+def one_of(names: Iterable[str]) -> Any:
+    """Annotation of a text that is one of these names, as a registry or a list has them."""
+    known = list(names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise PydanticCustomError(
+                "one_of", "{value} is not one of {known}", {"value": repr(value), "known": str(known)}
+            )
+        return value
+
+    return Annotated[str, AfterValidator(check), WithJsonSchema({"type": "string", "enum": known})]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 5.0e+4 is a fraction to YAML
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    for index, each in enumerate(values):
+        if each in values[:index]:
+            raise PydanticCustomError("unique", "{value} is given twice: remove one", {"value": repr(each)})
+    return values
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Unique = AfterValidator(_unique)
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+Seen = Annotated[str, StringConstraints(pattern=r"\S")]
+Digits = Annotated[str, StringConstraints(pattern=r"^[0-9]+$")]
+Budgets = Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), Unique]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+
+def basis_of(subspaces: str | list[list[int]]) -> str | None:
+    """Name of the basis that `subspaces: "basis:NAME"` asks for; None for a partition of the DCT."""
+    named = isinstance(subspaces, str) and subspaces.startswith("basis:")
+    return subspaces.removeprefix("basis:") if named else None
+
+
+SUBSPACES = re.compile(r"(whole|block|radial:[0-9]+|basis:[a-z][a-z0-9-]*)\Z")
+
+
+def _subspaces(value: Any) -> Any:
+    if isinstance(value, str):
+        if not SUBSPACES.match(value):
+            raise PydanticCustomError("subspaces", "{value} is none of the subspaces", {"value": repr(value)})
+    elif not isinstance(value, list) or not all(
+        isinstance(row, list) and all(type(each) is int for each in row) for row in value
+    ):
+        raise PydanticCustomError("subspaces", "{value} is neither text nor a table", {"value": repr(value)})
+    return value
+
+
+Subspaces = Annotated[
+    str | list[list[int]],
+    BeforeValidator(_subspaces),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{SUBSPACES.pattern}".replace(r"\Z", "$")},
+                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+            ]
+        }
+    ),
+]

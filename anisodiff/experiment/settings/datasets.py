@@ -1,0 +1,178 @@
+"""Settings of datasets, and of the whole experiment."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from anisodiff.data.sources import TRANSFORMS
+from anisodiff.experiment.settings.base import (
+    Budgets,
+    Digits,
+    Md5,
+    Name,
+    Section,
+    Seen,
+    Sha256,
+    Unique,
+    Whole,
+    key,
+    one_of,
+    section,
+)
+from anisodiff.experiment.settings.cluster import STAGES, ClusterSettings, JobSettings
+from anisodiff.experiment.settings.methods import GeometrySettings, MethodSettings, SearchSettings
+from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
+from anisodiff.experiment.settings.training import PretrainSettings, RunSettings, WarpSettings
+from anisodiff.metrics.registry import FEATURES
+
+SHA256 = (
+    "Hex digest; another file is refused. Without one, the first that is seen is written to config/lock.json and holds "
+    "from then on."
+)
+MD5 = "Hex digest, where only that is published."
+URL = (
+    "An https or file address, a path from the repository's root, or package://module/file, a file of an installed "
+    "Python package. A .pkl is one of EDM's pickles, whatever follows a ? in its address."
+)
+OneOrMore = Annotated[Whole, Field(ge=1)]
+
+
+class FileSettings(Section):
+    """A published or committed file."""
+
+    url: Seen = key(URL)
+    sha256: Sha256 | None = key(SHA256, None)
+    md5: Md5 | None = key(MD5, None)
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        return {"sha256": self.sha256, "md5": self.md5}
+
+
+class ImagesSettings(FileSettings):
+    """The training images."""
+
+    url: Seen = key("digits (built in), or the path or address of a zip, a folder of images or a CIFAR .tar.gz.")
+    resolution: Annotated[Whole, Field(ge=4)] | None = key(
+        "Side of the images; null keeps theirs.", None, unit="pixels"
+    )
+    transform: one_of(TRANSFORMS) = key("How they are made square, by EDM's rules.", "none")
+
+
+class FeaturesSettings(FileSettings):
+    """Feature network of the distance."""
+
+    kind: one_of(FEATURES) = key("inception (FID), efficientnet-lite0, or digits-cnn.")
+
+
+class SamplingSettings(Section):
+    """What is drawn for a cell of the table."""
+
+    nfe: Budgets = key("Budgets of denoiser evaluations an image.", unit="evaluations")
+    images: Whole = key("Images of a seed range.", 50_000, unit="images", ge=2)
+    shard: Whole = key("Images of a sampling job.", 10_000, unit="images", ge=1)
+    batch: Whole = key("Images at a time.", 500, unit="images", ge=1)
+    keep: Literal["features", "images"] = key(
+        "What stays of the images: features is their statistics alone, images adds one zip a cell, in EDM's dataset "
+        "format, numbered by seed.",
+        "features",
+    )
+    ranges: Whole = key(
+        "Seed ranges a cell; distances are computed for each and their spread is reported.", 1, unit="ranges", ge=1
+    )
+    ranges_at: dict[Digits, OneOrMore] = section(
+        "Seed ranges at single budgets, where not `ranges`.", json_schema_extra={"unit": "ranges"}
+    )
+
+
+class PlotsSettings(Section):
+    """What the figures show."""
+
+    strip_methods: Annotated[list[Name], Field(min_length=2, max_length=2)] | None = key(
+        "The isotropic and the anisotropic method of the denoising strips; null is iso and ani, or no strips where one "
+        "is missing.",
+        None,
+    )
+    published: Annotated[list[str], Unique] = key(
+        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID.", []
+    )
+    grid_nfe: Whole | None = key(
+        "Budget of the strips and sample grids; null takes the smallest.", None, unit="evaluations"
+    )
+
+
+class ImageSpace(Section):
+    """What a stage is told of its dataset: the images' classes and scale, and the ends of every path."""
+
+    class_conditional: bool = key("Class-conditional networks.", False)
+    flips: bool = key("Mirror training images at random.", True)
+    heldout: Whole = key("Images never trained on, for the guard.", 1024, unit="images", ge=1)
+    sigma_data: float = key("Standard deviation of the data.", 0.5, unit="pixel values", gt=0)
+    sigma_min: float = key("Smallest level of EDM's grid.", 0.002, unit="pixel values", gt=0)
+    sigma_max: float = key("Largest level of every path, the square root of T.", 80.0, unit="pixel values", gt=0)
+    g_min: float = key("Variance of every path at t = 0.", 1e-9, unit="squared pixel values", gt=0)
+
+
+class DatasetSettings(ImageSpace):
+    """What is reproduced on one data set."""
+
+    images: ImagesSettings = key("The training images.")
+    jobs: dict[one_of(STAGES), JobSettings] = section(
+        "What this dataset's jobs ask for, where it differs from cluster.jobs."
+    )
+    features: FeaturesSettings = key("Feature network of the distance.")
+    reference: FileSettings | None = key(
+        "Published reference statistics, an npz of mu and sigma of Inception's features; null takes those of the "
+        "images.",
+        None,
+    )
+    base: FileSettings = key("The base network's checkpoint, safetensors of ours or a pickle of EDM's.")
+    pretrain: PretrainSettings | None = key(
+        "Recipe of the base network, made again by the target pretrain_<dataset>.", None
+    )
+    bases: dict[Name, BasisSettings] = section("Principal subspaces.")
+    paths: dict[Name, PathSettings] = section("Paths that need no training.")
+    runs: dict[Name, RunSettings] = section("Training runs.")
+    warps: dict[Name, WarpSettings] = section("Learned time warps.")
+    searches: dict[Name, SearchSettings] = section("Searches of levels.")
+    geometry: dict[Name, GeometrySettings] = section("Shapes of trajectories.")
+    convergence: dict[Name, OneOrMore] = section(
+        "Methods whose states and denoised estimates are followed from node to node, by the Frechet distance, with the "
+        "budget: {ddim: 35}.",
+        json_schema_extra={"unit": "evaluations"},
+    )
+    methods: dict[Name, MethodSettings] = key("Rows of the table.", min_length=1)
+    ladder: Annotated[list[Name], Unique] = key(
+        "Methods that add one ingredient each: the table ends with what each of them buys.", []
+    )
+    sampling: SamplingSettings = key("What is drawn for a cell of the table.")
+    plots: PlotsSettings = section("What the figures show.")
+
+    @property
+    def space(self) -> ImageSpace:
+        """What a stage is told; the rest of the configuration can change without running it again."""
+        return ImageSpace(**{name: getattr(self, name) for name in ImageSpace.model_fields})
+
+
+class ExperimentSettings(Section):
+    """Everything a run depends on. Unknown keys are refused."""
+
+    device: Annotated[str, StringConstraints(pattern=r"^[a-z]+(:[0-9]+)?$")] = key(
+        "Where networks run, as torch names it (cpu, cuda, cuda:1, mps).", "cpu"
+    )
+    threads: Whole = key("CPU threads of a training or sampling job.", 1, unit="threads", ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
+        "Precision of the networks' bodies. Paths, losses and solvers always run in float32 or better.", "float32"
+    )
+    compile: bool = key("Let torch compile the networks; minutes at the start of a job, for faster steps.", False)
+    mirror: Seen = key(
+        "Folder looked into before the network, laid out as host/path. Files there are checked like downloads.",
+        "downloads",
+    )
+    offline: bool = key(
+        "Do not use the network; a file that is missing from the mirror is named with the place it belongs.", False
+    )
+    cluster: ClusterSettings = section("What jobs ask of Slurm; config/cluster.yaml sets it.")
+    datasets: dict[Name, DatasetSettings] = key(
+        "What to reproduce; a target of its name makes one dataset.", min_length=1
+    )

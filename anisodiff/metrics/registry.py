@@ -1,0 +1,47 @@
+"""Feature networks by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from anisodiff.registry import Entry
+
+
+@dataclass(frozen=True)
+class FeatureNetwork(Entry):
+    """A feature network of the Frechet distance.
+
+    Attributes:
+        source: the function `(file, device) -> (images in uint8 -> features [B, D])` (`metrics/frechet.py`).
+        dimension: D.
+        title: what the distance is called; only Inception's is an FID.
+    """
+
+    dimension: int
+    title: str
+
+    @property
+    def is_fid(self) -> bool:
+        """Whether the distance is the published FID, to which published values and statistics compare."""
+        return self.title == "FID"
+
+
+class FeatureFile(NamedTuple):
+    """A feature network and its file.
+
+    Attributes:
+        kind: one of `FEATURES`.
+        file: its weights.
+    """
+
+    kind: str
+    file: Path
+
+
+FEATURES = {
+    "inception": FeatureNetwork("metrics.frechet:inception", 2048, "FID"),
+    "efficientnet-lite0": FeatureNetwork(
+        "metrics.frechet:efficientnet_lite0", 1280, "Frechet distance, EfficientNet-Lite0 features"
+    ),
+    "digits-cnn": FeatureNetwork("metrics.frechet:digits_cnn", 64, "Frechet distance, digits-cnn features"),
+}

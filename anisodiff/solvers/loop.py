@@ -1,0 +1,43 @@
+"""The loop that runs a solver."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anisodiff.denoiser import Denoiser
+from anisodiff.grids.levels import Levels
+from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step, midpoint
+
+
+def solve(
+    denoiser: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    levels: Levels,
+    step: Step = midpoint,
+    labels: Float[Tensor, "b k"] | None = None,
+    watch: Callable[[int, State], None] | None = None,
+    analytic_first: bool = False,
+    threshold: bool = False,
+) -> Float[Tensor, "b c h w"]:
+    """Integrate from the first level to the last.
+
+    Args:
+        denoiser: over the path whose coefficients `z` are.
+        z: noisy coefficients at the first level.
+        levels: the grid.
+        step: one step of a solver.
+        labels: one-hot classes.
+        watch: called with the index and state after every step.
+        analytic_first: see `ProbabilityFlow`.
+        threshold: see `ProbabilityFlow`.
+    """
+    problem = ProbabilityFlow(denoiser, labels, analytic_first, threshold)
+    levels, state = levels.to(z.device), State(z)
+    with torch.no_grad():
+        for k in range(levels.steps):
+            state = step(problem, state, k, levels)
+            if watch is not None:
+                watch(k, state)
+    return state.z
