@@ -11,9 +11,10 @@ import torch  # noqa: E402 - after the hook
 
 torch.set_num_threads(1)  # the tensors are small
 
-from runs import DATASET, NETWORK, RUN  # noqa: E402
+from runs import EDM, NETWORK, RUN, SPACE  # noqa: E402
 
 from anisodiff.data import sources  # noqa: E402
+from anisodiff.experiment.settings import PretrainSettings, TrainingSettings  # noqa: E402
 from anisodiff.stages import finetuning, initial_paths  # noqa: E402
 from anisodiff.storage import checkpoints  # noqa: E402
 
@@ -30,13 +31,10 @@ def digits(tmp_path_factory) -> Path:
 def start(tmp_path_factory, digits) -> tuple[Path, Path, Path]:
     """A base network, EDM's path, and the images."""
     folder = tmp_path_factory.mktemp("start")
-    settings = {**RUN, "loss": "edm", "kimg": 0.32, "network": NETWORK}
-    finetuning.pretrain(DATASET, settings, digits, folder / "base.safetensors")
-    path = initial_paths.initial_path(
-        DATASET,
-        {"kind": "karras", "subspaces": "whole", "schedules": "shared", "label_weights": "rank", "knots": 8},
-        digits,
-    )
+    shared = RUN.model_dump(include=set(TrainingSettings.model_fields))
+    settings = PretrainSettings(**shared | {"kimg": 0.32, "network": NETWORK})
+    finetuning.pretrain(SPACE, settings, digits, folder / "base.safetensors")
+    path = initial_paths.initial_path(SPACE, EDM, digits)
     checkpoints.save_path(folder / "edm.safetensors", path)
     return folder / "base.safetensors", folder / "edm.safetensors", digits
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import DATASET, ROOT, RUN
+from runs import ROOT, RUN, SPACE, method_of
 from safetensors.torch import save_file
 
 from anisodiff import cli, methods
 from anisodiff.compute import Compute
 from anisodiff.data import download, sources
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import MethodSettings, RunSettings
 from anisodiff.metrics import frechet
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.report import geometry_table, tables
 from anisodiff.stages import sampling
 from anisodiff.storage import checkpoints
@@ -153,14 +155,11 @@ def test_images_that_are_nan_are_no_cell(tmp_path, start):
     tensors, about = checkpoints.read(start[0])
     tensors = {name: each * 1e30 if name.startswith("dec") else each for name, each in tensors.items()}
     checkpoints.save(tmp_path / "network.safetensors", tensors, about)
-    method = {
-        "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "append_zero": None,
-        "rho": None, "last_level": None, "levels": None,
-    }  # fmt: skip
-    features = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
+    settings = MethodSettings(network="base", path="edm", grid="karras", solver="euler")
+    features = FeatureFile("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
     with pytest.raises(StageError, match=r"^edm: NFE 3: the image of seed 4 is NaN or infinite: train"):
         sampling.sample(
-            DATASET, method, [3], (4, 7), 4, [tmp_path / "network.safetensors", start[1]], features,
+            method_of((tmp_path / "network.safetensors", start[1]), settings), sampling.Drawing([3], 4, 7, 4), features,
             tmp_path / "samples" / "edm" / "4-7.json",
         )  # fmt: skip
     assert not list((tmp_path / "samples").rglob("*.safetensors"))
@@ -260,9 +259,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def finetune(start, folder: Path, settings: dict, **options) -> subprocess.CompletedProcess:
+def finetune(start, folder: Path, settings: RunSettings, **options) -> subprocess.CompletedProcess:
     return anisodiff(
-        "finetune", "--dataset", json.dumps(DATASET), "--settings", json.dumps(settings),
+        "finetune", "--dataset", SPACE.as_json(), "--settings", settings.as_json(),
         "--network", str(start[0]), "--path", str(start[1]), "--images", str(start[2]),
         "--output-network", str(folder / "network.safetensors"),
         "--output-path", str(folder / "path.safetensors"), **options,
@@ -270,7 +269,7 @@ def finetune(start, folder: Path, settings: dict, **options) -> subprocess.Compl
 
 
 def test_a_loss_that_is_nan(start, tmp_path):
-    failed = finetune(start, tmp_path, {**RUN, "learning_rate": 1e30, "ramp_kimg": 0, "guard_kimg": 100})
+    failed = finetune(start, tmp_path, RUN.changed(learning_rate=1e30, ramp_kimg=0, guard_kimg=100))
     assert "anisodiff: the loss is" in one_line(failed)
     assert "lower the learning rates" in failed.stderr
     assert not list(tmp_path.glob("*.safetensors"))
@@ -278,7 +277,7 @@ def test_a_loss_that_is_nan(start, tmp_path):
 
 def test_a_runaway_path_is_stopped_and_recorded(start, tmp_path):
     made = finetune(
-        start, tmp_path, {**RUN, "path_learning_rate": 3.0, "ramp_kimg": 0, "guard_kimg": 0.1, "guard_tolerance": 0.02}
+        start, tmp_path, RUN.changed(path_learning_rate=3.0, ramp_kimg=0, guard_kimg=0.1, guard_tolerance=0.02)
     )
     assert made.returncode == 0, made.stderr
     path, about = checkpoints.load_path(tmp_path / "path.safetensors")
@@ -315,7 +314,7 @@ def test_a_device_that_is_not_here():
 def test_a_full_disk(start, tmp_path):
     """A limit on the size of files stands in for a small disk."""
     failed = finetune(
-        start, tmp_path, {**RUN, "kimg": 0.32}, prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash")
+        start, tmp_path, RUN.changed(kimg=0.32), prefix=("bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash")
     )
     assert "free some space" in one_line(failed)
     assert not list(tmp_path.glob("*.safetensors"))

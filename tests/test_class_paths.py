@@ -10,6 +10,7 @@ from anisodiff.data.image_sets import Images
 from anisodiff.data.principal_components import components, principal_subspaces
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument, StageError
+from anisodiff.experiment.settings import ImageSpace, PathSettings
 from anisodiff.grids import fixed
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
@@ -256,10 +257,9 @@ def test_images_alike_in_a_subspace_have_no_spectral_path(tmp_path):
         for value in range(200, 260):
             add(np.full((1, SIDE, SIDE), min(value, 255)))
         about |= {"labels": [0] * 60, "classes": 0}
-    dataset = {"heldout": 0, "g_min": 1e-9, "sigma_max": 80.0}
-    settings = {"kind": "spectral", "subspaces": "block", "schedules": "shared", "label_weights": "rank", "c": 1.0}
+    settings = PathSettings(kind="spectral", subspaces="block")
     with pytest.raises(StageError) as refused:
-        initial_path(dataset, settings, tmp_path / "flat")
+        initial_path(ImageSpace(heldout=1), settings, tmp_path / "flat")
     assert str(refused.value) == (
         f"{tmp_path / 'flat'}: subspaces block: the data do not vary in subspace 1, so no closed form has a "
         "schedule for it: let another subspace hold its modes, or take kind karras"

@@ -8,24 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DATASET, ROOT
+from runs import ROOT, method_of
 from safetensors.torch import save_file
 
 from anisodiff import cli
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import cells
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.report import tables
 from anisodiff.stages import sampling, verifying
 from anisodiff.storage import checkpoints, files
 from anisodiff.training.loop import ResumeStore, TrainingState
 
-FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
-METHOD = {
-    "grid": "karras", "solver": "euler", "order": None, "afs": False, "threshold": False, "append_zero": None,
-    "rho": None,
-    "last_level": None,
-    "levels": None,
-}  # fmt: skip
+FEATURES = FeatureFile("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
+METHOD = MethodSettings(network="base", path="edm", grid="karras", solver="euler")
 
 
 def flip(file: Path, byte: int, bit: int = 0) -> None:
@@ -153,9 +150,9 @@ def results(tmp_path, sampled) -> Path:
     return Path(shutil.copytree(sampled, tmp_path / "digits"))
 
 
-def sample(folder: Path, start, method: dict = METHOD) -> None:
+def sample(folder: Path, start, method: MethodSettings = METHOD) -> None:
     output = folder / "samples" / "edm" / "0-15.json"
-    sampling.sample(DATASET, method, [3, 4], (0, 15), 16, start[:2], FEATURES, output)
+    sampling.sample(method_of(start, method), sampling.Drawing([3, 4], 0, 15, 16), FEATURES, output)
 
 
 def cell(results: Path, nfe: int = 3) -> Path:

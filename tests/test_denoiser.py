@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DATASET, RUN
+from runs import RUN, SPACE, WARP
 from small_network import SIGMA_DATA, denoiser
 
 import anisodiff
@@ -24,6 +24,7 @@ from anisodiff.solvers.generation import start
 from anisodiff.solvers.loop import solve
 from anisodiff.solvers.singlestep import heun
 from anisodiff.stages import finetuning
+from anisodiff.stages.finetuning import TrainingInputs
 from anisodiff.storage import checkpoints
 
 
@@ -182,7 +183,7 @@ def test_a_network_is_used_with_the_sigma_data_it_was_trained_with(tmp_path, nam
         error = (loaded(noisy, 0.1) - x0).square().mean().sqrt()
         loaded.sigma_data = 0.5
         assert (loaded(noisy, 0.1) - x0).square().mean().sqrt() > 2 * error
-    assert checkpoints.header(start[0])["sigma_data"] == DATASET["sigma_data"]  # as the training stages write it
+    assert checkpoints.header(start[0])["sigma_data"] == SPACE.sigma_data  # as the training stages write it
 
 
 def test_a_network_that_does_not_say_its_sigma_data_is_refused(tmp_path, start):
@@ -193,7 +194,7 @@ def test_a_network_that_does_not_say_its_sigma_data_is_refused(tmp_path, start):
     ):
         anisodiff.load_denoiser(tmp_path / "base.safetensors")
     with pytest.raises(StageError, match=r"base\.safetensors: does not say its sigma_data"):
-        read_denoiser(tmp_path / "base.safetensors", start[1], DATASET, Compute())
+        read_denoiser(tmp_path / "base.safetensors", start[1], SPACE, Compute())
 
 
 @pytest.mark.parametrize(
@@ -208,18 +209,18 @@ def test_a_network_that_does_not_say_its_sigma_data_is_refused(tmp_path, start):
 )
 def test_a_network_for_other_data_is_refused_by_every_stage(tmp_path, start, changes, says):
     network, path, images = start
-    dataset = DATASET | changes
+    dataset = SPACE.changed(**changes)
     with pytest.raises(StageError, match=rf"base\.safetensors: {says}"):
         read_denoiser(network, path, dataset, Compute())
     with pytest.raises(StageError, match=rf"network: {says}"):
-        finetuning.finetune(dataset, RUN, images, network, path, None, tmp_path / "n", tmp_path / "p")
+        finetuning.finetune(dataset, RUN, TrainingInputs(images, network, path), tmp_path / "n", tmp_path / "p")
     with pytest.raises(StageError, match=rf"base\.safetensors: {says}"):
-        finetuning.learn_warp(dataset, {"knots": 8}, images, network, path, tmp_path / "w")
+        finetuning.learn_warp(dataset, WARP, TrainingInputs(images, network, path), tmp_path / "w")
 
 
 def test_an_unconditional_network_under_labels_is_refused(tmp_path):
     checkpoints.save_path(tmp_path / "path.safetensors", edm_path(8))
-    dataset = DATASET | {"class_conditional": True}
+    dataset = SPACE.changed(class_conditional=True)
     with pytest.raises(
         StageError, match="has no classes, the dataset says class_conditional: true: set class_conditional to false"
     ):

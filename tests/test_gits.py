@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from exact import SIDE, gaussian, solution, unequal_path
-from runs import DATASET
+from runs import SPACE
 
 from anisodiff import methods
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import StepCount
+from anisodiff.experiment.settings import MethodSettings, SearchSettings
 from anisodiff.grids import gits
 from anisodiff.grids.fixed import karras, uniform
 from anisodiff.grids.levels import Levels, levels
+from anisodiff.paths.noise_path import edm_path
 from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.loop import solve
 from anisodiff.solvers.registry import SOLVERS
@@ -200,26 +201,40 @@ def test_euler_on_searched_levels_is_closer_to_the_truth_than_on_edms():
 @pytest.fixture(scope="module")
 def searched(start, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("search") / "search.safetensors"
-    settings = {"grid": "karras", "points": 21, "images": 16, "seed": 10**9, "cost": "l2", "gamma": 1.15,
-                "analytic": "costs", "analytic_nfe": 10, "solver": "ipndm", "order": None}  # fmt: skip
-    searching.search_levels(DATASET, settings, start[0], start[1], output)
+    settings = SearchSettings(network="base", path="edm", points=21, images=16, cost="l2", analytic="costs")
+    searching.search_levels(SPACE, settings, start[0], start[1], output)
     return output
+
+
+def levels_in(search: Path, points: int, append_zero: bool, analytic: bool = False) -> Levels:
+    """Levels of a search for a number of nodes, with the solver that makes one step between two."""
+    method = MethodSettings(
+        network="base",
+        path="edm",
+        grid="searched",
+        search="gits",
+        solver="ipndm",
+        afs=analytic,
+        append_zero=append_zero,
+    )
+    nfe = points - 1 + append_zero - analytic
+    return methods.levels_of(method, nfe, SPACE, edm_path(8), search=search)
 
 
 def test_levels_for_every_budget_from_one_file(searched):
     fine = karras(21, 1, 0.002, 80.0, append_zero=False).nodes
     for steps in range(1, 21):
-        found = methods.found_levels(searched, StepCount(steps + 1, False), False)
+        found = levels_in(searched, steps + 1, False)
         assert isinstance(found, Levels)
         assert found.steps == steps
         assert {float(node) for node in found.nodes.flatten()} <= {float(node) for node in fine.flatten()}
         assert (found.nodes[0], found.nodes[-1]) == (fine[0], fine[-1])
-    assert methods.found_levels(searched, StepCount(5, True), False).ends_at_zero(4)
-    assert methods.found_levels(searched, StepCount(5, False), True).steps == 4
+    assert levels_in(searched, 5, True).ends_at_zero(4)
+    assert levels_in(searched, 5, False, True).steps == 4
     about = checkpoints.header(searched)
     assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
 
 
 def test_a_budget_larger_than_the_grid(searched):
     with pytest.raises(StageError, match="found no levels for 21 steps: give it more points"):
-        methods.found_levels(searched, StepCount(22, False), False)
+        levels_in(searched, 22, False)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from runs import DATASET
+from runs import SPACE, method_of
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import GeometrySettings, MethodSettings
 from anisodiff.grids import fixed
 from anisodiff.grids.levels import Levels, levels
 from anisodiff.metrics import frechet
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.pixels import to_uint8
 from anisodiff.report import geometry_figures, geometry_table, plots
 from anisodiff.solvers.generation import draw
@@ -26,23 +28,18 @@ from anisodiff.stages.convergence import node_distances
 from anisodiff.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
-FEATURES = ("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
-SETTINGS = {
-    "images": 40, "shown": 3, "steps": 12, "fine_steps": 40, "seed": 5,
-    "exact": ["kernel", "gaussian", "mixture"], "rank": 1000, "data": 200,
-}  # fmt: skip
-METHOD = {
-    "grid": "karras", "solver": "ipndm", "order": None, "afs": False, "threshold": False, "append_zero": False,
-    "rho": None,
-    "last_level": None,
-    "levels": None,
-}  # fmt: skip
+FEATURES = FeatureFile("digits-cnn", ROOT / "config/checkpoints/digits/features.safetensors")
+SETTINGS = GeometrySettings(
+    network="base", path="edm", images=40, shown=3, steps=12, fine_steps=40, seed=5,
+    exact=["kernel", "gaussian", "mixture"], data=200,
+)  # fmt: skip
+METHOD = MethodSettings(network="base", path="edm", grid="karras", solver="ipndm", append_zero=False)
 
 
 @pytest.fixture(scope="module")
 def measured(start, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("geometry") / "edm.safetensors"
-    measuring.measure_geometry(DATASET, SETTINGS, start[2], start[0], start[1], file)
+    measuring.measure_geometry(SPACE, SETTINGS, start[2], start[0], start[1], file)
     return file
 
 
@@ -51,8 +48,8 @@ def test_network_is_measured_in_batches_as_one(start, measured):
     tensors, about = checkpoints.read(measured)
     network, _ = checkpoints.load_network(start[0])
     path, _ = checkpoints.load_path(start[1])
-    model = Denoiser(network, path, DATASET["sigma_data"])
-    fine, means = fixed.at_mean_levels(path, 13, DATASET["sigma_min"], DATASET["sigma_max"])
+    model = Denoiser(network, path, SPACE.sigma_data)
+    fine, means = fixed.at_mean_levels(path, 13, SPACE.sigma_min, SPACE.sigma_max)
     noise, labels = draw(range(5, 45), network.shape, network.classes)
     states = record_trajectory(model, noise, fine, labels, euler, keep_flows=True).states.flatten(2).double()
     chord = torch.nn.functional.normalize(states[0] - states[-1], dim=1)
@@ -100,16 +97,15 @@ def test_a_mixture_needs_classes(start, tmp_path, monkeypatch):
     without = measuring.image_sets.Images(loaded.pixels, loaded.labels, 0)
     monkeypatch.setattr(measuring.image_sets, "load", lambda folder: without)
     with pytest.raises(StageError, match=r"has no classes for a mixture: leave it out"):
-        measuring.measure_geometry(DATASET, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
+        measuring.measure_geometry(SPACE, SETTINGS, start[2], start[0], start[1], tmp_path / "edm.safetensors")
 
 
 @pytest.fixture(scope="module")
 def followed(start, tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("convergence")
     sampling.reference(start[2], FEATURES, None, folder / "reference.safetensors")
-    node_distances(
-        DATASET, METHOD, 5, 50, 20, start[:2], FEATURES, folder / "reference.safetensors", folder / "convergence.csv"
-    )
+    method = method_of(start, METHOD)
+    node_distances(method, 5, 50, 20, FEATURES, folder / "reference.safetensors", folder / "convergence.csv")
     found = pd.read_csv(folder / "convergence.csv")
     found.attrs["folder"] = folder
     return found
@@ -118,7 +114,8 @@ def followed(start, tmp_path_factory) -> pd.DataFrame:
 def test_last_state_is_the_sample(start, followed):
     """Its distance is the one that the method's cell has."""
     folder = followed.attrs["folder"]
-    sampling.sample(DATASET, METHOD, [5], (0, 49), 20, start[:2], FEATURES, folder / "ipndm/0-49.json")
+    drawing = sampling.Drawing([5], 0, 49, 20)
+    sampling.sample(method_of(start, METHOD), drawing, FEATURES, folder / "ipndm/0-49.json")
     cell = folder / "ipndm" / json.loads((folder / "ipndm/0-49.json").read_text())[0]
     statistics = frechet.FeatureStatistics.from_tensors(checkpoints.read(cell)[0])
     truth = sampling.load_reference(folder / "reference.safetensors", "digits-cnn")
@@ -131,10 +128,10 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     """From the third node: two steps, and one to 0."""
     network, _ = checkpoints.load_network(start[0])
     path, _ = checkpoints.load_path(start[1])
-    model = Denoiser(network, path, DATASET["sigma_data"])
-    whole = fixed.karras(6, 1, DATASET["sigma_min"], DATASET["sigma_max"], append_zero=False)
+    model = Denoiser(network, path, SPACE.sigma_data)
+    whole = fixed.karras(6, 1, SPACE.sigma_min, SPACE.sigma_max, append_zero=False)
     cut = levels(whole.nodes[:3], whole.inner[:2], True)
-    extract = frechet.FEATURES["digits-cnn"](FEATURES[1], "cpu")
+    extract = frechet.digits_cnn(FEATURES.file, "cpu")
     noise, labels = draw(range(50), network.shape, network.classes)
     # order 1 on the step to 0: that is the jump
     z = start_of(model, noise, cut, labels)

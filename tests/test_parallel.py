@@ -11,14 +11,15 @@ import torch
 from runs import ROOT, RUN, command, weights
 
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import RunSettings
 from anisodiff.storage import checkpoints
 from anisodiff.training.launch import launch
 from anisodiff.training.loop import ResumeStore, TrainingPlan, TrainingState, train
 
-PIECES = RUN | {"kimg": 0.64, "micro_batch": 8, "save_seconds": 300}
+PIECES = RUN.changed(kimg=0.64, micro_batch=8, save_seconds=300)
 
 
-def run(start, folder: Path, settings: dict, processes: int) -> None:
+def run(start, folder: Path, settings: RunSettings, processes: int) -> None:
     subprocess.run(
         [*command(start, folder, settings), "--processes", str(processes)], cwd=ROOT, check=True, timeout=300
     )
@@ -66,7 +67,7 @@ def test_gradients_left_on_their_process_are_noticed(start, alone, tmp_path, qui
 
 
 def test_processes_that_are_stopped_go_on_together(start, alone, tmp_path):
-    settings = PIECES | {"save_seconds": 1e-3}
+    settings = PIECES.changed(save_seconds=1e-3)
     command_line = [*command(start, tmp_path, settings), "--processes", "2"]
     process = subprocess.Popen(command_line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob(".state/*/*/step-*")) and process.poll() is None:
@@ -99,7 +100,7 @@ def test_pieces_add_up_to_their_batch():
 
 def test_more_processes_than_pieces_is_one_line(start, tmp_path):
     failed = subprocess.run(
-        [*command(start, tmp_path, PIECES | {"micro_batch": None}), "--processes", "2"],
+        [*command(start, tmp_path, PIECES.changed(micro_batch=None)), "--processes", "2"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert failed.returncode != 0

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from exact import ExactMixture, mixture_over
-from runs import DATASET, RUN
+from runs import RUN, SPACE, inputs_of
 from torch import nn
 
 from anisodiff.denoiser import Denoiser
@@ -217,9 +217,9 @@ def test_the_level_gradient_is_for_one_subspace(start, tmp_path):
         tlsm_loss(Denoiser(WrongNetwork(), path_of()), x0, eps, t, through_level=True)
     outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
     with pytest.raises(StageError, match="gradient: level is for one subspace, this path has 2: set it to full or env"):
-        finetuning.finetune(DATASET, RUN | {"path_gradient": "level"}, start[2], *start[:2], None, *outputs)
-    isotropic_run = RUN | {"path_gradient": "level", "subspaces": "whole", "label_weights": "rank", "kimg": 0.128}
-    finetuning.finetune(DATASET, isotropic_run, start[2], *start[:2], None, *outputs)
+        finetuning.finetune(SPACE, RUN.changed(path_gradient="level"), inputs_of(start), *outputs)
+    isotropic_run = RUN.changed(path_gradient="level", subspaces="whole", label_weights="rank", kimg=0.128)
+    finetuning.finetune(SPACE, isotropic_run, inputs_of(start), *outputs)
     paths = [checkpoints.load_path(file)[0].curve.logs for file in (start[1], outputs[1])]
     assert (paths[0] - paths[1]).abs().max() > 1e-4
 

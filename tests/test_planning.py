@@ -1,21 +1,21 @@
 """A plan counts what Snakemake counts, and its hours are those of measured speeds."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from runs import DATASET, RUN
-from workflow_runs import jobs
+from runs import RUN, SPACE, WARP
+from workflow_runs import jobs, snakemake
 
 from anisodiff.compute import Compute
 from anisodiff.experiment import planning
-from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.experiment.config import resolve
+from anisodiff.experiment.files import shards
+from anisodiff.metrics.registry import FeatureFile
 from anisodiff.stages import throughput
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 FEATURES = ROOT / "config/checkpoints/digits/features.safetensors"
 
 
@@ -23,29 +23,33 @@ def configuration(name: str) -> dict:
     return yaml.safe_load((ROOT / name).read_text())
 
 
-@pytest.mark.parametrize("name", ["tests/workflow/short.yaml", "config/cifar10-small.yaml", "config/paper.yaml"])
-def test_jobs_are_those_of_a_dry_run(tmp_path, name):
+def test_the_plan_counts_the_jobs_of_a_dry_run(tmp_path):
+    """And makes nothing."""
     (tmp_path / "config").symlink_to(ROOT / "config")
-    (tmp_path / "datasets").mkdir()
-    config = configuration(name)
-    counted = sum((planning.jobs(each) for each in resolve(config, SCHEMA)["datasets"].values()), Counter())
+    config = configuration("tests/workflow/short.yaml")
+    planned = snakemake(tmp_path, config, "plan")
+    assert planned.returncode == 0, planned.stderr
     found = jobs(tmp_path, config)
-    del found["all"], found["download"]
-    assert counted == found
+    found["digits"] = found.pop("all")
+    by_rule = ", ".join(f"{rule} {count}" for rule, count in sorted(found.items()))
+    page = (tmp_path / "results/logs/plan.txt").read_text()
+    assert f"Jobs from nothing: {by_rule};" in page
+    assert page.splitlines()[1].split()[:2] == ["digits", str(sum(found.values()))]
+    assert not (tmp_path / "results/digits").exists()
 
 
 def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
-    settings = RUN | {"subspaces": "block"}
+    settings = RUN.changed(subspaces="block")
     runs = {
         "one": settings,
-        "same": settings | {"learning_rate": 1.0},
-        "envelope": settings | {"path_gradient": "envelope"},
+        "same": settings.changed(learning_rate=1.0),
+        "envelope": settings.changed(path_gradient="envelope"),
     }
-    runs["level"] = settings | {"path_gradient": "level", "subspaces": "whole", "label_weights": "rank"}
-    warps = {"warp": RUN | {"knots": 8, "steps": "per_nfe", "window": "uniform"}}
+    runs["level"] = settings.changed(path_gradient="level", subspaces="whole", label_weights="rank")
+    warps = {"warp": WARP.changed(steps="per_nfe", window="uniform")}
     output = tmp_path / "throughput.json"
     throughput.measure_throughput(
-        DATASET, 8, runs, warps, start[2], start[0], ("digits-cnn", FEATURES), output, Compute(), 0.1
+        SPACE, 8, runs, warps, start[2], start[0], FeatureFile("digits-cnn", FEATURES), output, Compute(), 0.1
     )
     found = json.loads(output.read_text())
     speeds = found["training_images_per_second"]
@@ -69,13 +73,13 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     dataset["sampling"] = {"nfe": [3, 5], "images": 10, "shard": 5, "batch": 5, "ranges_at": {3: 2}, "keep": "images"}
     dataset["plots"] = {"strip_methods": ["edm", "iso"]}
     del dataset["geometry"], dataset["convergence"], dataset["searches"]
-    config = resolve(config, SCHEMA)
+    config = resolve(config)
     measured = {
         "evaluations_per_second": 2.0, "features_per_second": 4.0, "training_images_per_second": {"iso": 10.0},
         "warp_images_per_second": {"iso": 5.0}, "shape": [1, 8, 8], "images": 100, "network_bytes": 1000,
         "environment": {"device": "a GPU"},
     }  # fmt: skip
-    found = planning.work(config["datasets"]["digits"], measured)
+    found = planning.work(config.datasets["digits"], measured)
     assert found["images"] == 2 * (20 + 10)
     assert found["evaluations"] == 2 * (20 * 3 + 10 * 5)
     assert found["sampling hours"] == pytest.approx((220 / 2 + 60 / 4) / 3600)
@@ -85,10 +89,11 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     assert found["bytes"] == found["cell bytes"] + 100 * 64 + 1000 * (2 + 9) + 60 * (64 + 200)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/throughput.json").write_text(json.dumps(measured))
-    page = planning.page(config, 2, tmp_path)
+    page = planning.page(config, {"digits": {"sample": 12, "download": 2}}, tmp_path)
+    assert "download 2, sample 12" in page
     assert "a GPU" in page
     assert "?" not in page
-    unknown = planning.page(config, 2, tmp_path / "elsewhere")
+    unknown = planning.page(config, {"digits": {}}, tmp_path / "elsewhere")
     assert "make the target `throughput`" in unknown
 
 
@@ -97,11 +102,10 @@ def test_the_ladder_has_every_solver_and_its_jobs(tmp_path):
     utils = pytest.importorskip("snakemake.utils")
     config = configuration("config/config.yaml")
     utils.update_config(config, configuration("config/ladder.yaml"))
-    dataset = resolve(config, SCHEMA)["datasets"]["digits"]
-    solvers = {method["solver"] for method in dataset["methods"].values()}
+    dataset = resolve(config).datasets["digits"]
+    solvers = {method.solver for method in dataset.methods.values()}
     assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "exp-ab", "ipndm"}
     (tmp_path / "config").symlink_to(ROOT / "config")
     found = jobs(tmp_path, config)
-    del found["all"], found["download"]
-    assert planning.jobs(dataset) == found
-    assert found["search"] == 4
+    assert found["search"] == len(dataset.searches)
+    assert found["sample"] == sum(len(shards(dataset, method)) for method in dataset.methods)

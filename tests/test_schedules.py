@@ -22,7 +22,7 @@ thetas = st.lists(st.floats(-6, 6), min_size=4, max_size=12)
 common = settings(deadline=None, max_examples=60)
 
 
-def schedule_of(theta: list[float]) -> KnotSchedule:
+def plan_of(theta: list[float]) -> KnotSchedule:
     schedule = KnotSchedule(karras_logs(len(theta) + 1, 1e-9, 0.002, 80.0))
     with torch.no_grad():
         schedule.theta.copy_(torch.tensor([theta], dtype=torch.float64))
@@ -32,7 +32,7 @@ def schedule_of(theta: list[float]) -> KnotSchedule:
 @common
 @given(theta=thetas)
 def test_rises_between_exact_ends(theta):
-    curve = schedule_of(theta).curve
+    curve = plan_of(theta).curve
     t = torch.linspace(0, 1, 257, dtype=torch.float64)
     g = curve(t).g[:, 0]
     assert (g.diff() > 0).all()
@@ -44,7 +44,7 @@ def test_rises_between_exact_ends(theta):
 @given(theta=thetas, t=st.floats(0, 1))
 def test_rate_is_the_derivative(theta, t):
     time = torch.tensor([t], dtype=torch.float64, requires_grad=True)
-    found = schedule_of(theta).curve(time)
+    found = plan_of(theta).curve(time)
     (slope,) = torch.autograd.grad(found.g.sum(), time)
     assert found.g_dot.item() == pytest.approx(slope.item(), rel=1e-9)
 
@@ -52,7 +52,7 @@ def test_rate_is_the_derivative(theta, t):
 @common
 @given(theta=thetas, t=st.floats(0, 1))
 def test_inverse_is_exact(theta, t):
-    curve = schedule_of(theta).curve
+    curve = plan_of(theta).curve
     level = curve(torch.tensor([t], dtype=torch.float64)).g[:, 0].log()
     assert curve.time_of(level).item() == pytest.approx(t, abs=1e-9)
 
@@ -60,7 +60,7 @@ def test_inverse_is_exact(theta, t):
 @common
 @given(theta=thetas)
 def test_parameters_survive_the_round_trip_through_their_curve(theta):
-    curve = schedule_of(theta).curve
+    curve = plan_of(theta).curve
     again = KnotSchedule(curve.logs.detach()).curve
     assert torch.allclose(again.logs, curve.logs, rtol=1e-9, atol=1e-9)
 

@@ -8,6 +8,7 @@ from exact import SIDE, gaussian, measured_orders, mixture_over, solution, unequ
 
 from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.experiment.budgets import steps_for_nfe
+from anisodiff.experiment.settings import ImageSpace, MethodSettings
 from anisodiff.grids.fixed import karras, uniform
 from anisodiff.grids.levels import Levels
 from anisodiff.methods import levels_of
@@ -79,15 +80,7 @@ def test_one_step_by_hand(name):
     assert torch.allclose(state.z, expected, atol=1e-12)
 
 
-METHOD = {
-    "order": None,
-    "afs": False,
-    "threshold": False,
-    "append_zero": None,
-    "rho": None,
-    "last_level": None,
-    "levels": None,
-}
+METHOD = MethodSettings(network="base", path="edm", grid="karras", solver="euler")
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -98,12 +91,12 @@ def test_the_budget_is_what_is_spent(solver, grid, append_zero, afs):
     """Whatever the solver can spend; of two budgets that follow one another it can always spend one."""
     path = unequal_path()
     model = gaussian(path)
-    method = METHOD | {"solver": solver, "grid": grid, "append_zero": append_zero, "afs": afs}
+    method = METHOD.changed(solver=solver, grid=grid, append_zero=append_zero, afs=afs)
     z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
     spent = []
     for nfe in (3, 4, 8, 9, 35):
         try:
-            levels = levels_of(method, nfe, {"sigma_min": 0.002, "sigma_max": 80.0}, path)
+            levels = levels_of(method, nfe, ImageSpace(), path)
         except StageError:
             continue
         before = model.evaluations
@@ -144,8 +137,8 @@ def test_a_paths_grid_ends_at_its_last_level_before_a_step_to_zero(warped):
     found = uniform(path, 4, warp, last=0.3)
     assert float(path.mean_log(found.nodes[-2].square()) / 2) == pytest.approx(math.log(0.3))
     assert torch.equal(found.nodes[0], uniform(path, 4, warp).nodes[0])
-    method = METHOD | {"solver": "midpoint", "grid": "path-time", "last_level": 0.3}
-    space = {"sigma_min": 0.002, "sigma_max": 80.0}
+    method = METHOD.changed(solver="midpoint", grid="path-time", last_level=0.3)
+    space = ImageSpace()
     assert torch.equal(levels_of(method, 7, space, path).nodes, uniform(path, 4, last=0.3).nodes)
     even = levels_of(method, 6, space, path)  # no step to 0: down to t = 0
     assert torch.equal(even.nodes, uniform(path, 4, append_zero=False).nodes)
@@ -175,4 +168,4 @@ def test_levels_must_fall():
 )  # fmt: skip
 def test_a_budget_that_cannot_be_spent_says_why(changes, nfe, words):
     with pytest.raises(StageError, match=words):
-        steps_for_nfe(nfe, METHOD | changes)
+        steps_for_nfe(nfe, METHOD.changed(**changes))

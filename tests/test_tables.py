@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from anisodiff.errors import StageError
+from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import frechet
 from anisodiff.report import drawing, tables
 from anisodiff.storage import checkpoints
 
 METHODS = {
-    name: {"network": "base", "path": "edm", "grid": "karras", "solver": solver}
+    name: MethodSettings(network="base", path="edm", grid="karras", solver=solver)
     for name, solver in (("second", "heun"), ("first", "midpoint"))
 }
 

@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import DATASET, ROOT, RUN, command, weights
+from runs import ROOT, RUN, SPACE, command, inputs_of, weights
 
 from anisodiff.compute import CPU
 from anisodiff.errors import StageError
-from anisodiff.experiment.config import load_schema, resolve
+from anisodiff.experiment.config import resolve
+from anisodiff.experiment.settings import RunSettings
 from anisodiff.methods import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.training.jobs import BatchSampler, _heldout_guard, schedule_of
+from anisodiff.training.jobs import BatchSampler, _heldout_guard, plan_of
 from anisodiff.training.loop import EarlyStop, ResumeStore, TrainingPlan, TrainingState, _lines_to, train
 
 
-def run(start, folder: Path, settings: dict, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
+def run(start, folder: Path, settings: RunSettings, stop: signal.Signals | None = None) -> subprocess.CompletedProcess:
     process = subprocess.Popen(command(start, folder, settings), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if stop is not None:
         while not list(folder.glob(".state/*/*/step-*")) and process.poll() is None:
@@ -73,7 +74,7 @@ def test_the_path_was_learned_and_the_kimg_counted(start, through):
 
 def test_a_state_of_other_settings_is_not_used(start, tmp_path):
     run(start, tmp_path, RUN, signal.SIGKILL)
-    other = {**RUN, "learning_rate": 2e-3, "kimg": 0.32}
+    other = RUN.changed(learning_rate=2e-3, kimg=0.32)
     assert run(start, tmp_path, other).returncode == 0
     fresh = tmp_path / "fresh"
     fresh.mkdir()
@@ -92,9 +93,9 @@ def test_a_second_process_is_kept_out_while_another_makes_the_same_output(start,
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
     other = f"process {first.pid} on {platform.node()}"
-    for settings in (RUN, RUN | {"seed": 4}):
+    for settings in (RUN, RUN.changed(seed=4)):
         with pytest.raises(StageError) as refused:
-            finetuning.finetune(DATASET, settings, start[2], *start[:2], None, *outputs)
+            finetuning.finetune(SPACE, settings, inputs_of(start), *outputs)
         assert str(refused.value) == f"{folder}: {other} trains here: wait until it ends, or end it, and start again"
     first.kill()
     first.wait()
@@ -224,14 +225,14 @@ def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start
     """Dropout is on in the steps between its checks, and off in the checks."""
     made = []
     for guard_kimg in (0.064, 1.0):
-        settings = RUN | {"kimg": 0.32, "save_seconds": 300.0, "path_ema_kimg": 0.1, "guard_kimg": guard_kimg}
+        settings = RUN.changed(kimg=0.32, save_seconds=300.0, path_ema_kimg=0.1, guard_kimg=guard_kimg)
         folder = tmp_path / str(guard_kimg)
         outputs = folder / "network.safetensors", folder / "path.safetensors"
-        finetuning.finetune(DATASET, settings, start[2], *start[:2], None, *outputs)
+        finetuning.finetune(SPACE, settings, inputs_of(start), *outputs)
         made.append(weights(folder))
         last = json.loads((folder / "network.jsonl").read_text().splitlines()[-1])
-        saved, _ = read_denoiser(*outputs, DATASET, CPU)
-        guard = _heldout_guard(saved, BatchSampler(DATASET, start[2], "cpu"), settings, schedule_of(settings))
+        saved, _ = read_denoiser(*outputs, SPACE, CPU)
+        guard = _heldout_guard(saved, BatchSampler(SPACE, start[2], "cpu"), settings, plan_of(settings))
         assert last["heldout"] == pytest.approx(guard.loss(), rel=1e-5)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
@@ -285,10 +286,9 @@ def test_a_half_life_of_zero_keeps_the_last_parameters_exactly(ema_ramp):
     assert not torch.equal(training.ema["network"].weight, modules["network"].weight)
 
 
-def of_the_start(settings: dict, module: str) -> float:
+def of_the_start(settings: RunSettings, module: str) -> float:
     """Share of what a module started with in what is saved of it."""
-    lengths = {key: float(value) for key, value in settings.items() if key.endswith("kimg")}
-    schedule = schedule_of(settings | lengths)
+    schedule = plan_of(settings)
     return math.prod(schedule.ema_beta(step, module) for step in range(schedule.steps))
 
 
@@ -299,10 +299,10 @@ def test_what_the_papers_presets_save_of_paths_and_warps_is_all_learned(later):
     config = {}
     for name in ["paper", "paper-later"] if later else ["paper"]:
         utils.update_config(config, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
-    datasets = resolve(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))["datasets"]
+    datasets = resolve(config).datasets
     for name, dataset in datasets.items():
-        for settings in dataset["runs"].values():
+        for settings in dataset.runs.values():
             assert of_the_start(settings, "path") == 0
             kept = 0.5 ** (1200 / (50_000 if name == "imagenet" else 500)) if later else 0
             assert of_the_start(settings, "network") == pytest.approx(kept, rel=0.01, abs=1e-6)
-        assert all(of_the_start(settings, "warp") == 0 for settings in dataset["warps"].values())
+        assert all(of_the_start(settings, "warp") == 0 for settings in dataset.warps.values())

@@ -14,11 +14,13 @@ from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
 from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
+from anisodiff.experiment.settings import GeometrySettings, ImageSpace
 from anisodiff.grids import fixed
 from anisodiff.grids.levels import Levels
 from anisodiff.methods import read_denoiser
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
+from anisodiff.paths.noise_path import NoisePath
 from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.loop import solve
 from anisodiff.solvers.singlestep import euler

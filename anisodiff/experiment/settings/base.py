@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -18,7 +20,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
-    def changed(self, **values: Any) -> Self:
+    def changed(self: S, **values: Any) -> S:
         """A copy with other values, checked."""
         return type(self).model_validate(self.model_dump() | values)
 
@@ -59,8 +61,9 @@ def one_of(names: Iterable[str]) -> Any:
     return Annotated[str, AfterValidator(check), WithJsonSchema({"type": "string", "enum": known})]
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # 5.0e+4 is a fraction to YAML
+def whole_number(value: Any) -> Any:
+    """A whole number where it is written as a fraction, as YAML reads 5.0e+4; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unique(values: list[Any]) -> list[Any]:
@@ -70,7 +73,7 @@ def _unique(values: list[Any]) -> list[Any]:
     return values
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(whole_number)]
 Unique = AfterValidator(_unique)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 Seen = Annotated[str, StringConstraints(pattern=r"\S")]

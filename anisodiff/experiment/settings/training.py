@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from anisodiff.experiment.settings.base import Name, Section, Subspaces, Whole, key, one_of
+from anisodiff.experiment.settings.base import Name, Section, Subspaces, Whole, key, one_of, whole_number
 from anisodiff.experiment.settings.paths import (
     C_UNIT,
     KNOTS,
@@ -151,6 +151,7 @@ class RunSettings(TrainingSettings):
 
 
 def _window_steps(value: Any) -> Any:
+    value = whole_number(value)
     if value == "per_nfe" or (type(value) is int and value >= 1):
         return value
     raise PydanticCustomError("steps", "{value} is neither a number of steps nor per_nfe", {"value": repr(value)})
