@@ -42,9 +42,9 @@ lint: $(VENV)/made
 	snakefmt --check workflow
 	snakemake --lint
 
-# the pages of docs/, into site/
+# the pages of docs/, into site/index.html. Not --quiet, which hides from --strict what it should fail on
 docs: $(VENV)/made
-	mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # one page of tables and figures, results/report.html
 report: $(VENV)/made
@@ -59,7 +59,7 @@ lock: $(VENV)/made
 	    --custom-compile-command "make lock" pyproject.toml -o envs/requirements.txt
 	python envs/environment.py < envs/requirements.txt > envs/environment.yaml
 
-config/README.md: workflow/schemas/config.schema.yaml anisodiff/config.py $(VENV)/made
+config/README.md: workflow/schemas/config.schema.yaml anisodiff/experiment/config.py $(VENV)/made
 	python -m anisodiff describe-config $< > $@
 
 clean:
