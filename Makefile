@@ -42,9 +42,9 @@ lint: $(VENV)/made
 	snakefmt --check workflow
 	snakemake --lint
 
-# the pages of docs/, into site/
+# the pages of docs/, into site/index.html. Not --quiet, which hides from --strict what it should fail on
 docs: $(VENV)/made
-	mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # one page of tables and figures, results/report.html
 report: $(VENV)/made
@@ -59,8 +59,10 @@ lock: $(VENV)/made
 	    --custom-compile-command "make lock" pyproject.toml -o envs/requirements.txt
 	python envs/environment.py < envs/requirements.txt > envs/environment.yaml
 
-config/README.md: workflow/schemas/config.schema.yaml anisodiff/config.py $(VENV)/made
-	python -m anisodiff describe-config $< > $@
+# the page of every key and the schema for editors, from the settings
+config/README.md: $(wildcard anisodiff/experiment/settings/*.py) anisodiff/experiment/config.py $(VENV)/made
+	python -m anisodiff describe-config > $@
+	python -m anisodiff describe-config --schema > workflow/schemas/config.schema.json
 
 clean:
 	rm -rf results/digits results/report.html .snakemake

@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -139,3 +142,105 @@ def test_the_tour_runs(clone):
 def test_every_page_is_in_the_menu():
     menu = re.findall(r"^  - ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(menu) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def build(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The pages as `make docs` builds them."""
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, "--site-dir", folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+class Tags(HTMLParser):
+    """The tags of a page that begin, with their attributes, and those that end."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.begin, self.end = [], []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.begin.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        self.end.append(tag)
+
+
+@pytest.fixture(scope="module")
+def tags(site) -> dict[Path, Tags]:
+    return {page: Tags(page) for page in site.rglob("*.html")}
+
+
+def test_links_of_the_built_site_lead_somewhere_inside_it(site, tags):
+    names = {page: {attributes.get("id") for _, attributes in found.begin} for page, found in tags.items()}
+    followed = 0
+    for page, found in tags.items():
+        links = [attributes.get(key) for _, attributes in found.begin for key in ("href", "src")]
+        for link in filter(None, links):
+            where = urlsplit(link)
+            if where.scheme:
+                continue
+            base = site if where.path.startswith("/") else page.parent
+            target = (base / unquote(where.path).lstrip("/")).resolve() if where.path else page
+            assert target.is_file(), (page.name, link)
+            assert target.is_relative_to(site), (page.name, link)
+            assert not where.fragment or unquote(where.fragment) in names[target], (page.name, link)
+            followed += 1
+    assert followed > 1000
+
+
+def test_the_built_site_needs_no_network(site, tags):
+    """A reader may follow a link of the text to another host; a browser by itself asks none."""
+    loading = ("href", "src", "srcset", "data", "poster")
+    loaded = [attributes for found in tags.values() for tag, attributes in found.begin if tag != "a"]
+    asked = {attributes[key] for attributes in loaded for key in loading if attributes.get(key)}
+    for style in site.rglob("*.css"):
+        asked |= set(re.findall(r"""(?:url\(|@import)\s*["']?([^"')]+)""", style.read_text()))
+    assert any(each.endswith(".css") for each in asked)
+    assert not [each for each in asked if re.match(r"(\w+:)?//", each)]
+
+
+def test_every_formula_of_the_built_site_is_mathml(tags):
+    for page, found in tags.items():
+        formulas = [tag for tag, attributes in found.begin if attributes.get("class") == "arithmatex"]
+        assert len(formulas) == sum(tag == "math" for tag, _ in found.begin)
+        assert (len(formulas) > 30) == (page.name == "method.html")
+
+
+def test_a_placeholder_in_angle_brackets_is_text(tags):
+    """Else a browser takes `<name>` for the beginning of a tag that it does not know, and shows nothing."""
+    without_end = {"br", "hr", "img", "input", "link", "meta", "path"}
+    for page, found in tags.items():
+        begun = Counter(tag for tag, _ in found.begin if tag not in without_end)
+        assert begun == Counter(tag for tag in found.end if tag not in without_end), page.name
+
+
+@pytest.mark.parametrize(
+    ("text", "leads_somewhere"),
+    [
+        ("[heading](../beside.md#here), [text](../beside.yaml)", True),
+        ("[no such heading](../beside.md#gone)", False),
+        ("[no such file](../gone.yaml)", False),
+        ("[outside the clone](../../above.yaml)", False),
+        ("[a folder, which is no page](../folder/)", False),
+    ],
+)
+def test_a_link_to_nothing_stops_the_build(text, leads_somewhere, tmp_path):
+    clone = tmp_path / "clone"
+    for folder in ("docs", "folder"):
+        (clone / folder).mkdir(parents=True)
+    (tmp_path / "above.yaml").write_text("key: value")
+    (clone / "beside.yaml").write_text("key: value")
+    (clone / "beside.md").write_text("# Here\n\n[back](docs/index.md)")
+    (clone / "docs/index.md").write_text(text)
+    (clone / "docs/hooks.py").write_text((ROOT / "docs/hooks.py").read_text())
+    settings = {"INHERIT": str(ROOT / "mkdocs.yml"), "nav": ["index.md"], "plugins": []}
+    (clone / "mkdocs.yml").write_text(yaml.safe_dump(settings))
+    assert (build(clone).returncode == 0) == leads_somewhere

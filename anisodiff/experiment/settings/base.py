@@ -5,8 +5,18 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 S = TypeVar("S", bound="Section")
 
@@ -47,18 +57,27 @@ def section(description: str, **bounds: Any) -> Any:
     return Field(default_factory=dict, description=description, validate_default=True, **bounds)
 
 
-def one_of(names: Iterable[str]) -> Any:
-    """Annotation of a text that is one of these names, as a registry or a list has them."""
-    known = list(names)
+class OneOf:
+    """A text that is one of some names, as a registry or a list has them: `Annotated[str, OneOf(SOLVERS)]`.
 
-    def check(value: str) -> str:
-        if value not in known:
-            raise PydanticCustomError(
-                "one_of", "{value} is not one of {known}", {"value": repr(value), "known": str(known)}
-            )
+    Args:
+        names: those that are taken.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self.names = list(names)
+
+    def _check(self, value: str) -> str:
+        if value not in self.names:
+            said = {"value": repr(value), "known": str(self.names)}
+            raise PydanticCustomError("one_of", "{value} is not one of {known}", said)
         return value
 
-    return Annotated[str, AfterValidator(check), WithJsonSchema({"type": "string", "enum": known})]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"enum": self.names}
 
 
 def whole_number(value: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from anisodiff.experiment.settings.base import Section, Whole, key, one_of, section
+from anisodiff.experiment.settings.base import OneOf, Section, Whole, key, section
 
 STAGES = (
     "convert", "images", "reference", "pretrain", "train_features", "basis", "path", "finetune", "warp", "search",
@@ -66,7 +66,7 @@ class ClusterSettings(Section):
     warning: Whole = key(
         "How long before its time limit a training job is told to save and stop.", 180, unit="seconds", ge=1
     )
-    jobs: dict[one_of(("default", *STAGES)), JobSettings] = section(
+    jobs: dict[Annotated[str, OneOf(("default", *STAGES))], JobSettings] = section(
         "What the jobs of a rule ask for, by its name; `default` is for what a rule leaves out."
     )
 

@@ -10,13 +10,13 @@ from anisodiff.experiment.settings.base import (
     Digits,
     Md5,
     Name,
+    OneOf,
     Section,
     Seen,
     Sha256,
     Unique,
     Whole,
     key,
-    one_of,
     section,
 )
 from anisodiff.experiment.settings.cluster import STAGES, ClusterSettings, JobSettings
@@ -56,13 +56,13 @@ class ImagesSettings(FileSettings):
     resolution: Annotated[Whole, Field(ge=4)] | None = key(
         "Side of the images; null keeps theirs.", None, unit="pixels"
     )
-    transform: one_of(TRANSFORMS) = key("How they are made square, by EDM's rules.", "none")
+    transform: Annotated[str, OneOf(TRANSFORMS)] = key("How they are made square, by EDM's rules.", "none")
 
 
 class FeaturesSettings(FileSettings):
     """Feature network of the distance."""
 
-    kind: one_of(FEATURES) = key("inception (FID), efficientnet-lite0, or digits-cnn.")
+    kind: Annotated[str, OneOf(FEATURES)] = key("inception (FID), efficientnet-lite0, or digits-cnn.")
 
 
 class SamplingSettings(Section):
@@ -117,7 +117,7 @@ class DatasetSettings(ImageSpace):
     """What is reproduced on one data set."""
 
     images: ImagesSettings = key("The training images.")
-    jobs: dict[one_of(STAGES), JobSettings] = section(
+    jobs: dict[Annotated[str, OneOf(STAGES)], JobSettings] = section(
         "What this dataset's jobs ask for, where it differs from cluster.jobs."
     )
     features: FeaturesSettings = key("Feature network of the distance.")
@@ -128,7 +128,7 @@ class DatasetSettings(ImageSpace):
     )
     base: FileSettings = key("The base network's checkpoint, safetensors of ours or a pickle of EDM's.")
     pretrain: PretrainSettings | None = key(
-        "Recipe of the base network, made again by the target pretrain_<dataset>.", None
+        "Recipe of the base network, made again by the target `pretrain_<dataset>`.", None
     )
     bases: dict[Name, BasisSettings] = section("Principal subspaces.")
     paths: dict[Name, PathSettings] = section("Paths that need no training.")

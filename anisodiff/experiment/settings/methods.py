@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from anisodiff.experiment.settings.base import Budgets, Digits, Name, Section, Unique, Whole, key, one_of
+from anisodiff.experiment.settings.base import Budgets, Digits, Name, OneOf, Section, Unique, Whole, key
 from anisodiff.grids.registry import GRIDS
 from anisodiff.solvers.registry import SOLVERS
 
-SolverName = one_of(SOLVERS)
+SolverName = Annotated[str, OneOf(SOLVERS)]
 ORDER = (
     "Order of a solver that remembers, or the number of evaluations it uses; null is its highest (4 for iPNDM and "
     "DEIS, 3 for DPM-Solver++ and UniPC)."
@@ -61,7 +61,7 @@ class GeometrySettings(Section):
     steps: Whole = key("Euler's steps.", 100, unit="steps", ge=10)
     fine_steps: Whole = key("Euler's steps, for curvature and torsion.", 1000, unit="steps", ge=40)
     seed: Whole = key("Seed of the first trajectory.", 0, ge=0)
-    exact: Annotated[list[one_of(("kernel", "gaussian", "mixture"))], Unique] = key(
+    exact: Annotated[list[Annotated[str, OneOf(("kernel", "gaussian", "mixture"))]], Unique] = key(
         "Closed forms: kernel is the optimal denoiser for the training images, gaussian that of one Gaussian fitted to "
         "them, mixture of one a class.",
         ["kernel", "gaussian"],
@@ -75,7 +75,7 @@ class MethodSettings(Section):
 
     network: Name = key("base or a run.")
     path: Name = key("One of paths or a run.")
-    grid: one_of(GRIDS) = key(
+    grid: Annotated[str, OneOf(GRIDS)] = key(
         "Where the path is evaluated: EDM's polynomial, uniform in log sigma, in the time of the variance-preserving "
         "process, in the path's time, in its warped time, at levels that a search found, or given by hand."
     )

@@ -1,8 +1,8 @@
 """Settings of bases and of paths that need no training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from anisodiff.experiment.settings.base import Section, Subspaces, Whole, key, one_of
+from anisodiff.experiment.settings.base import OneOf, Section, Subspaces, Whole, key
 from anisodiff.paths.registry import PATHS
 
 SUBSPACES = (
@@ -32,7 +32,7 @@ class BasisSettings(Section):
 class PathSettings(Section):
     """A path that needs no training."""
 
-    kind: one_of(PATHS) = key(
+    kind: Annotated[str, OneOf(PATHS)] = key(
         "karras is EDM's isotropic schedule; spectral the closed form for Gaussian data with the measured spectrum."
     )
     subspaces: Subspaces = key(SUBSPACES, "whole")

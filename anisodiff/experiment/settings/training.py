@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from anisodiff.experiment.settings.base import Name, Section, Subspaces, Whole, key, one_of, whole_number
+from anisodiff.experiment.settings.base import Name, OneOf, Section, Subspaces, Whole, key, whole_number
 from anisodiff.experiment.settings.paths import (
     C_UNIT,
     KNOTS,
@@ -67,7 +67,7 @@ class FeatureTrainingSettings(Section):
 class NetworkSettings(Section):
     """Architecture of the U-Net."""
 
-    model_type: one_of(NETWORKS) = key("SongUNet (DDPM++ and NCSN++) or DhariwalUNet (ADM).", "SongUNet")
+    model_type: Annotated[str, OneOf(NETWORKS)] = key("SongUNet (DDPM++ and NCSN++) or DhariwalUNet (ADM).", "SongUNet")
     model_channels: Whole = key("Width at full resolution.", 128, unit="channels", ge=8)
     channel_mult: list[Annotated[Whole, Field(ge=1)]] = key(
         "Width at each resolution, in units of model_channels.", [2, 2, 2], min_length=1
@@ -104,7 +104,7 @@ class NetworkSettings(Section):
 
 
 class PretrainSettings(TrainingSettings):
-    """Recipe of the base network, made again by the target pretrain_<dataset>."""
+    """Recipe of the base network, made again by the target `pretrain_<dataset>`."""
 
     network: NetworkSettings = key("Architecture of the U-Net.")
 
@@ -114,7 +114,7 @@ class RunSettings(TrainingSettings):
 
     start: Name = key("Network to start from, base or another run.")
     path: Name = key("Path to start from, one of paths or another run.", "edm")
-    loss: one_of(LOSSES) = key(
+    loss: Annotated[str, OneOf(LOSSES)] = key(
         "tlsm trains network and path; edm trains the network with EDM's loss and leaves the path."
     )
     subspaces: Subspaces = key(SUBSPACES, "whole")
