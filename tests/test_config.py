@@ -61,7 +61,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
             r"datasets\.digits\.runs\.iso\.kimgs: unknown key; known here: batch, c,",
         ),
         ("datasets.digits.pretrain.network.width", 3, r"pretrain\.network\.width: unknown key"),
-        ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1 is less than"),
+        ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1.* is not above 0"),
         ("datasets.digits.runs.iso.path_gradient", "half", r"runs\.iso\.path_gradient: 'half' is not one of"),
         ("datasets.digits.methods.iso.solver", "rk4", r"methods\.iso\.solver: 'rk4' is not one of"),
         (

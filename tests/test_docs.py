@@ -20,6 +20,7 @@ from anisodiff.experiment.config import resolve
 from anisodiff.grids.fixed import uniform
 from anisodiff.solvers import singlestep
 from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS, Solver
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +72,7 @@ def sections(diff: str) -> dict:
     return {name: "\n".join(lines) + "\n" for name, lines in found.items()}
 
 
-CONFIGURATIONS = [each for each in blocks(ROOT / "docs/extending.md", "diff") if "def " not in each]
+CONFIGURATIONS = [each for each in blocks(ROOT / "docs/extending.md", "diff") if "def " not in each and "Solver(" not in each]
 
 
 @pytest.mark.parametrize("diff", CONFIGURATIONS, ids=range(len(CONFIGURATIONS)))
@@ -95,14 +96,20 @@ def test_a_configuration_that_is_shown_is_valid(diff):
     assert resolve(config) != resolve(copy.deepcopy(before))
 
 
-def test_the_solver_that_is_shown_is_of_second_order():
-    (diff,) = (each for each in blocks(ROOT / "docs/extending.md", "diff") if "def harmonic" in each)
+def test_the_solver_that_is_shown_is_of_second_order_and_known_by_its_line(monkeypatch):
+    diffs = blocks(ROOT / "docs/extending.md", "diff")
+    added = ["\n".join(line[1:] for line in each.splitlines() if line.startswith("+")) for each in diffs]
+    (function,), (line,) = ([each for each in added if word in each] for word in ("def harmonic", "Solver("))
     names = dict(vars(singlestep))
-    exec("".join(line[1:] + "\n" for line in diff.splitlines()), names)
+    exec(function, names)
+    monkeypatch.setattr(singlestep, "harmonic", names["harmonic"], raising=False)
+    for name, entry in eval(f"{{{line}}}", {"Solver": Solver}).items():
+        monkeypatch.setitem(SOLVERS, name, entry)
     path = unequal_path()
     model, z = gaussian(path), torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
     grids = [uniform(path, steps + 1, append_zero=False) for steps in (64, 128, 256)]
-    errors = [float((solve(model, z, grid, names["harmonic"]) - solution(model, z, grid)).norm()) for grid in grids]
+    step = SOLVERS["harmonic"].with_order()
+    errors = [float((solve(model, z, grid, step) - solution(model, z, grid)).norm()) for grid in grids]
     assert (measured_orders(errors) > 1.9).all()
 
 

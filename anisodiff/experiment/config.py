@@ -75,7 +75,7 @@ def _one_line(error: Any, values: Any, kind: type[Section]) -> str:
     if error["type"] == "missing":
         return f"{where}: is missing: give it"
     said = _shortened(_message(error["type"], value, context) or error["msg"])
-    if error["type"] in ("too_short", "too_long") and context.get("min_length") == 2:
+    if error["type"] in ("too_short", "too_long") and 2 in (context.get("min_length"), context.get("max_length")):
         return f"{where}: {context['actual_length']} given, where 2 are needed"
     if error["type"] == "string_type" and not isinstance(value, dict | list | None):
         return f"{where}: {said}: put it in quotes"
@@ -115,10 +115,20 @@ def _known(kind: type[BaseModel], loc: tuple[Any, ...], values: Any) -> list[str
     """Keys of the section at a place."""
     schema = expanded(kind.model_json_schema())
     for part in loc:
-        schema = next((each for each in schema.get("anyOf", []) if "properties" in each), schema)
-        schema = schema.get("properties", {}).get(part) or schema["additionalProperties"]
-    schema = next((each for each in schema.get("anyOf", []) if "properties" in each), schema)
-    return sorted(schema["properties"])
+        schema = _section_of(schema)
+        schema = schema.get("properties", {}).get(part) or _others(schema)
+    return sorted(_section_of(schema)["properties"])
+
+
+def _section_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """The section where a key holds one or null."""
+    return next((each for each in schema.get("anyOf", []) if "properties" in each), schema)
+
+
+def _others(schema: dict[str, Any]) -> dict[str, Any]:
+    """What keys of the user's own hold."""
+    named = list(schema.get("patternProperties", {}).values()) or [schema.get("additionalProperties")]
+    return named[0] if isinstance(named[0], dict) else {}
 
 
 def _is_number(text: str) -> bool:
@@ -158,7 +168,17 @@ def expanded(schema: dict[str, Any]) -> dict[str, Any]:
 def json_schema() -> str:
     """The JSON schema of a configuration, for editors that complete and check it."""
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | ExperimentSettings.model_json_schema()
-    return json.dumps(made | {"title": TITLE}, indent=1) + "\n"
+
+    def closed(node: Any) -> Any:
+        """With names of the user's own held to their pattern."""
+        if isinstance(node, list):
+            return [closed(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        others = {"additionalProperties": False} if "patternProperties" in node else {}
+        return {key: closed(value) for key, value in node.items()} | others
+
+    return json.dumps(closed(made) | {"title": TITLE}, indent=1) + "\n"
 
 
 def describe() -> str:
@@ -178,10 +198,10 @@ def describe() -> str:
 def _leaves(path: str, node: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     found = [(path, node)] if path else []
     prefix = f"{path}." if path else ""
-    inner = next((each for each in node.get("anyOf", []) if "properties" in each), node)
+    inner = _section_of(node)
     for key, child in inner.get("properties", {}).items():
         found += _leaves(prefix + key, child)
-    if isinstance(others := inner.get("additionalProperties"), dict) and others.get("properties"):
+    if (others := _others(inner)).get("properties"):
         found += _leaves(f"{prefix}<name>", others)[1:]
     return found
 

@@ -319,8 +319,8 @@ class Page:
         if above is None:
             return ""
         new, old = self.methods[name], self.methods[above]
-        kinds = ("network", "path", "grid", "solver")
-        return ", ".join(f"{kind} {new[kind]}" for kind in kinds if new[kind] != old[kind])
+        changes = {kind: getattr(new, kind) for kind in ("network", "path", "grid", "solver")}
+        return ", ".join(f"{kind} {value}" for kind, value in changes.items() if value != getattr(old, kind))
 
     def latex(self) -> str:
         head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$")
