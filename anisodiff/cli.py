@@ -254,7 +254,7 @@ def train_features(
     from anisodiff.storage import checkpoints
 
     _compute(compute, threads).begin()
-    network, accuracy = frechet.train_digits_cnn(settings, images)
+    network, accuracy = frechet.train_digits_cnn(images, **settings.model_dump())
     metadata = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
     checkpoints.save(output, network.state_dict(), metadata)
 

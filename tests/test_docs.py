@@ -72,7 +72,9 @@ def sections(diff: str) -> dict:
     return {name: "\n".join(lines) + "\n" for name, lines in found.items()}
 
 
-CONFIGURATIONS = [each for each in blocks(ROOT / "docs/extending.md", "diff") if "def " not in each and "Solver(" not in each]
+CONFIGURATIONS = [
+    each for each in blocks(ROOT / "docs/extending.md", "diff") if "def " not in each and "Solver(" not in each
+]
 
 
 @pytest.mark.parametrize("diff", CONFIGURATIONS, ids=range(len(CONFIGURATIONS)))

@@ -1,4 +1,4 @@
-"""What registries promise: names with code behind them, known to settings and schema, and no torch before it is used."""
+"""Registries: names with code behind them, known to settings and schema, and no torch before it is used."""
 
 import inspect
 import subprocess
@@ -52,8 +52,8 @@ def test_multistep_solvers_take_an_order(name):
 
 def test_what_snakemake_imports_needs_no_torch():
     code = (
-        "import sys; from anisodiff.experiment import config, files, planning, slurm; from anisodiff.report import progress;"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from anisodiff.experiment import config, files, planning, slurm; "
+        "from anisodiff.report import progress; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anisodiff.errors import StageError, one_line
-from anisodiff.experiment.settings import FeatureTrainingSettings
 from anisodiff.metrics.registry import FEATURES
 from anisodiff.pixels import to_unit
 from anisodiff.storage import checkpoints
@@ -292,23 +291,29 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
 
 
-def train_digits_cnn(settings: FeatureTrainingSettings, folder: Path) -> tuple[DigitsCNN, float]:
+def train_digits_cnn(
+    folder: Path, seed: int, steps: int, batch: int, learning_rate: float, heldout: int
+) -> tuple[DigitsCNN, float]:
     """Train the digits classifier; returns it and its accuracy on held-out images.
 
     Args:
-        settings: seed, steps, batch, learning_rate, heldout.
         folder: images of the digits.
+        seed: number that every draw follows from.
+        steps: steps of AdamW.
+        batch: images a step.
+        learning_rate: peak rate.
+        heldout: images for the accuracy, never trained on.
     """
     from anisodiff.data.image_sets import load
 
-    torch.manual_seed(settings.seed)
-    images, heldout = load(folder).split(settings.heldout)
+    torch.manual_seed(seed)
+    images, unseen = load(folder).split(heldout)
     network = DigitsCNN()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
-    for step in range(settings.steps):
-        generator = torch.Generator().manual_seed((settings.seed << 32) + step)
-        index = torch.randint(len(images), (settings.batch,), generator=generator)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed((seed << 32) + step)
+        index = torch.randint(len(images), (batch,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         pixels, labels = images.take(index)
         x = torch.roll(to_unit(pixels), shift, dims=(2, 3))
@@ -318,6 +323,6 @@ def train_digits_cnn(settings: FeatureTrainingSettings, folder: Path) -> tuple[D
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        pixels, labels = heldout.take(torch.arange(len(heldout)))
+        pixels, labels = unseen.take(torch.arange(len(unseen)))
         right = network(to_unit(pixels)).argmax(1) == labels.argmax(1)
     return network.eval(), float(right.float().mean())
