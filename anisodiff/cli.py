@@ -451,6 +451,26 @@ def geometry(
 
 
 @app.command(rich_help_panel=SAMPLING)
+def likelihood(
+    dataset: Space,
+    settings: Annotated[Any, _section("LikelihoodSettings", "likelihoods.<name>")],
+    first: Annotated[int, typer.Option(help="Place of the first image among the held-out ones.")],
+    last: Annotated[int, typer.Option(help="Place of the last one.")],
+    images: ImagesFolder,
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Measure the likelihood of held-out images, by the probability flow and by the bound."""
+    from anisodiff.stages.likelihoods import measure_likelihood
+
+    rows, computing = range(first, last + 1), _compute(compute, threads)
+    measure_likelihood(dataset, settings, rows, images, network, path, output, computing)
+
+
+@app.command(rich_help_panel=SAMPLING)
 def convergence(
     dataset: Space,
     method: MethodOption,
@@ -515,11 +535,14 @@ def table(
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
     searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
+    likelihoods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of likelihoods, by name.")] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables
 
-    tables.table(distances, methods, output, ladder, {name: Path(file) for name, file in searches.items()})
+    found = {name: Path(file) for name, file in searches.items()}
+    measured = {name: [Path(file) for file in files] for name, files in likelihoods.items()}
+    tables.table(distances, methods, output, ladder, found, measured)
 
 
 @app.command("geometry-table", rich_help_panel=RESULTS)

@@ -31,6 +31,7 @@ SAMPLES = FOLDER + "/samples"
 MANIFEST = SAMPLES + "/{method}/{first}-{last}.json"
 TRAJECTORY = FOLDER + "/trajectories/{method}-nfe{nfe}.safetensors"
 GEOMETRY = FOLDER + "/geometry/{geometry}.safetensors"
+LIKELIHOOD = FOLDER + "/likelihoods/{likelihood}/{first}-{last}.safetensors"
 GEOMETRY_TABLE = FOLDER + "/geometry.csv"
 GEOMETRY_PAGE = FOLDER + "/geometry.md"
 CONVERGENCE = FOLDER + "/convergence/{method}-nfe{nfe}.csv"
@@ -169,6 +170,19 @@ class DatasetFiles:
     def geometry(self) -> dict[str, str]:
         """Shapes of trajectories, by name."""
         return {name: self.of(GEOMETRY, geometry=name) for name in self.settings.geometry}
+
+    @property
+    def likelihoods(self) -> dict[str, list[str]]:
+        """Likelihoods by name, a file a shard."""
+        found = {}
+        for name, asked in self.settings.likelihoods.items():
+            images = min(asked.images, self.settings.heldout)
+            firsts = range(0, images, asked.shard)
+            found[name] = [
+                self.of(LIKELIHOOD, likelihood=name, first=first, last=min(first + asked.shard, images) - 1)
+                for first in firsts
+            ]
+        return found
 
     @property
     def searches(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         check(f"warps.{name}.path", warp.path, {*paths, *runs})
         if (paths | runs)[warp.path].schedules == "class":
             raise StageError(f"{where}.warps.{name}.path: {warp.path!r} has a schedule a class, and no common time")
-    for kind in ("searches", "geometry"):
+    for kind in ("searches", "geometry", "likelihoods"):
         for name, entry in getattr(dataset, kind).items():
             check(f"{kind}.{name}.network", entry.network, networks)
             check(f"{kind}.{name}.path", entry.path, {*paths, *runs})
@@ -66,6 +66,12 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         basis = basis_of(on.subspaces)
         if on.schedules == "class" or (basis and dataset.bases[basis].per != "all"):
             raise StageError(f"{where}.geometry.{name}.path: {entry.path!r} differs between classes: take a shared one")
+    for name, entry in dataset.likelihoods.items():
+        if basis_of((paths | runs)[entry.path].subspaces):
+            raise StageError(
+                f"{where}.likelihoods.{name}.path: {entry.path!r} is on principal subspaces, which keep no "
+                "coefficients: take a whole basis"
+            )
     for name, method in methods.items():
         check(f"methods.{name}.network", method.network, networks)
         check(f"methods.{name}.path", method.path, {*paths, *runs})

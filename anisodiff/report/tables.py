@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from anisodiff.errors import StageError, one_line
 from anisodiff.experiment.files import cells_of
@@ -12,6 +13,7 @@ from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.metrics.registry import FEATURES
+from anisodiff.objectives.likelihood import bits_per_dimension
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import write_text
 
@@ -140,6 +142,7 @@ def table(
     output: Path,
     ladder: Sequence[str] = (),
     searches: dict[str, Path] | None = None,
+    likelihoods: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
     """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
@@ -149,16 +152,87 @@ def table(
         output: folder.
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
         searches: files of the stage `search`, by name, whose time belongs to the cost.
+        likelihoods: files of the stage `likelihood`, by name: a column where there are any, and a table of their own.
     """
     rows = read(distance_file)
-    tidy = cells(rows, list(methods))
+    measured = likelihood_rows(likelihoods or {})
+    tidy = with_likelihoods(cells(rows, list(methods)), measured, methods)
+    if len(measured):
+        write_text(output / "likelihood.csv", measured.to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
     write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}))
     page = Page(tidy, rows, methods)
-    write_text(output / "table.md", page.markdown() + (page.ladder(ladder) if ladder else ""))
+    parts = [page.markdown(), page.ladder(ladder) if ladder else "", likelihood_page(measured)]
+    write_text(output / "table.md", "".join(parts))
     write_text(output / "table.tex", page.latex())
+
+
+ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the header of a table
+
+
+def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
+    """One row a likelihood and estimator: bits per dimension, mean and standard error over images.
+
+    Args:
+        files: of the stage `likelihood`, by name, a file a shard.
+
+    Raises:
+        StageError: a file holds no likelihood.
+    """
+    rows = []
+    for name, shards in files.items():
+        read_shards = [checkpoints.read(file) for file in shards]
+        for file, (_, metadata) in zip(shards, read_shards, strict=True):
+            if not metadata.get("likelihood"):
+                raise StageError(f"{file}: holds no likelihood: delete it and run again")
+        settings = read_shards[0][1]["settings"]["likelihood"]
+        for estimator in settings["estimators"]:
+            nats = torch.cat([tensors[estimator] for tensors, _ in read_shards])
+            grey_levels = settings["grey_levels"] if estimator == "ode" else None
+            bits = bits_per_dimension(nats, read_shards[0][1]["dimensions"], grey_levels)
+            rows.append(
+                {
+                    "likelihood": name,
+                    "network": settings["network"],
+                    "path": settings["path"],
+                    "estimator": estimator,
+                    "bits_per_dim": float(bits.mean()),
+                    "error": float(bits.std() / len(bits) ** 0.5),
+                    "images": len(bits),
+                    "grey_levels": settings["grey_levels"],
+                    "version": " ".join(sorted({each for _, about in read_shards for each in about["versions"]})),
+                    "commit": " ".join(sorted({each for _, about in read_shards for each in about["commits"]})),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def with_likelihoods(tidy: pd.DataFrame, measured: pd.DataFrame, methods: Mapping[str, MethodSettings]) -> pd.DataFrame:
+    """Cells with the bits per dimension of their method's network over its path, where those were measured."""
+    for estimator, column in ESTIMATORS.items() if len(measured) else ():
+        of = measured[measured["estimator"] == estimator].drop_duplicates(["network", "path"])
+        known = {(row["network"], row["path"]): row["bits_per_dim"] for row in of.to_dict("records")}
+        tidy[column] = [known.get((methods[name].network, methods[name].path)) for name in tidy["method"]]
+    return tidy
+
+
+def likelihood_page(measured: pd.DataFrame) -> str:
+    """`likelihood_rows` as a part of a page for people; nothing where nothing was measured."""
+    if not len(measured):
+        return ""
+    rows = [["network", "path", "estimator", "bits per dimension", "images"]]
+    for row in measured.to_dict("records"):
+        value = f"{row['bits_per_dim']:.3f} ± {row['error']:.3f}"
+        rows.append([row["network"], row["path"], row["estimator"], value, str(row["images"])])
+    notes = (
+        "Likelihood of held-out images, ± standard error over them. ode: density along the probability flow, of images "
+        f"dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the probability of grey "
+        "levels, so an upper one here. Lower is better; images are the same in every row, so that differences between "
+        "rows are better known than the rows."
+    )
+    return f"\n{markdown(rows)}\n\n{notes}\n"
 
 
 def costs(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
@@ -247,12 +321,21 @@ class Page:
             name = method + (early if self.early[method] else "")
             made_of = [settings.network, settings.path, settings.grid, settings.solver]
             entries = [self._entry(method, nfe, bold, plus_minus, dagger) for nfe in self.mean.columns]
-            rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *entries])
+            rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *self._bits(method), *entries])
         return rows
 
     @property
     def _head(self) -> list[str]:
-        return ["method", "network", "path", "grid", "solver", "kimg", *(f"NFE {nfe}" for nfe in self.mean.columns)]
+        bits = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim, bound"}
+        measured = [title for column, title in bits.items() if column in self.tidy]
+        budgets = [f"NFE {nfe}" for nfe in self.mean.columns]
+        return ["method", "network", "path", "grid", "solver", "kimg", *measured, *budgets]
+
+    def _bits(self, method: str) -> list[str]:
+        """Bits per dimension of a method's network over its path, where any were measured."""
+        first = self.tidy[self.tidy["method"] == method].iloc[0]
+        columns = [column for column in ESTIMATORS.values() if column in self.tidy]
+        return ["" if pd.isna(first[column]) else f"{first[column]:.3f}" for column in columns]
 
     def _notes(self, plus_minus: str, dagger: str, early: str) -> list[str]:
         ranges = self.tidy.groupby("nfe")["ranges"].max()

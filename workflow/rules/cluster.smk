@@ -19,6 +19,7 @@ USES_GPU = (
     "trajectory",
     "throughput",
     "geometry",
+    "likelihood",
     "convergence",
 )
 SAVES = ("pretrain", "finetune", "warp")  # told to stop before their time limit, they save

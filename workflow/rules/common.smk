@@ -45,6 +45,7 @@ wildcard_constraints:
     warp=configured("warps"),
     search=configured("searches"),
     geometry=configured("geometry"),
+    likelihood=configured("likelihoods"),
     method=configured("methods"),
     nfe="[0-9]+",
     first="[0-9]+",

@@ -1,4 +1,4 @@
-# needs: networks, paths, feature network.   makes: shapes of trajectories, and their convergence.   next: results.smk
+# needs: networks, paths, feature network.   makes: shapes of trajectories, their convergence, likelihoods.   next: results.smk
 
 
 rule geometry:
@@ -44,6 +44,33 @@ rule geometry_table:
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff geometry-table --files {params.files:q} --output {params.folder:q} >{log:q} 2>&1"
+
+
+rule likelihood:
+    """Nats of held-out images under a network over a path, a range of them a job."""
+    input:
+        images=files.IMAGES,
+        network=network_of("likelihoods", "likelihood", "network"),
+        path=path_of("likelihoods", "likelihood"),
+    output:
+        files.LIKELIHOOD,
+    log:
+        "results/{dataset}/logs/likelihood/{likelihood}/{first}-{last}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/likelihood/{likelihood}/{first}-{last}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: cpus("likelihood")
+    resources:
+        **asks("likelihood"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        settings=settings_of("likelihoods", "likelihood"),
+    shell:
+        "exec python -m anisodiff likelihood --dataset {params.dataset:q} --settings {params.settings:q}"
+        " --first {wildcards.first} --last {wildcards.last} --images {input.images:q} --network {input.network:q}"
+        " --path {input.path:q} --output {output:q} --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 
 rule convergence:

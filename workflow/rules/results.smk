@@ -26,6 +26,7 @@ rule table:
     """The table: tidy CSV, and method by NFE as Markdown and LaTeX; and what it cost."""
     input:
         lambda wildcards: FILES[wildcards.dataset].searches.values(),
+        lambda wildcards: sum(FILES[wildcards.dataset].likelihoods.values(), []),
         distances=files.DISTANCES,
     output:
         csv=files.TABLE,
@@ -42,10 +43,11 @@ rule table:
         methods=entries_json("methods"),
         ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset].ladder),
         searches=lambda wildcards: json.dumps(FILES[wildcards.dataset].searches),
+        likelihoods=lambda wildcards: json.dumps(FILES[wildcards.dataset].likelihoods),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
-        " {params.ladder:q} --searches {params.searches:q}"
+        " {params.ladder:q} --searches {params.searches:q} --likelihoods {params.likelihoods:q}"
         " >{log:q} 2>&1"
 
 

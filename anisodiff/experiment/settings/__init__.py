@@ -4,7 +4,12 @@ from anisodiff.experiment.settings.base import Section
 from anisodiff.experiment.settings.cluster import ClusterSettings, JobSettings
 from anisodiff.experiment.settings.datasets import DatasetSettings, ExperimentSettings, ImageSpace, SamplingSettings
 from anisodiff.experiment.settings.figures import FigureSettings
-from anisodiff.experiment.settings.methods import GeometrySettings, MethodSettings, SearchSettings
+from anisodiff.experiment.settings.methods import (
+    GeometrySettings,
+    LikelihoodSettings,
+    MethodSettings,
+    SearchSettings,
+)
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
 from anisodiff.experiment.settings.training import (
     FeatureTrainingSettings,
@@ -25,6 +30,7 @@ __all__ = [
     "GeometrySettings",
     "ImageSpace",
     "JobSettings",
+    "LikelihoodSettings",
     "MethodSettings",
     "NetworkSettings",
     "PathSettings",

@@ -20,7 +20,12 @@ from anisodiff.experiment.settings.base import (
     section,
 )
 from anisodiff.experiment.settings.cluster import STAGES, ClusterSettings, JobSettings
-from anisodiff.experiment.settings.methods import GeometrySettings, MethodSettings, SearchSettings
+from anisodiff.experiment.settings.methods import (
+    GeometrySettings,
+    LikelihoodSettings,
+    MethodSettings,
+    SearchSettings,
+)
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
 from anisodiff.experiment.settings.training import PretrainSettings, RunSettings, WarpSettings
 from anisodiff.metrics.registry import FEATURES
@@ -136,6 +141,7 @@ class DatasetSettings(ImageSpace):
     warps: dict[Name, WarpSettings] = section("Learned time warps.")
     searches: dict[Name, SearchSettings] = section("Searches of levels.")
     geometry: dict[Name, GeometrySettings] = section("Shapes of trajectories.")
+    likelihoods: dict[Name, LikelihoodSettings] = section("Likelihoods of held-out images, in bits per dimension.")
     convergence: dict[Name, OneOrMore] = section(
         "Methods whose states and denoised estimates are followed from node to node, by the Frechet distance, with the "
         "budget: {ddim: 35}.",

@@ -70,6 +70,37 @@ class GeometrySettings(Section):
     data: Whole = key("Training images of the kernel, at most; in memory.", 50_000, unit="images", ge=2)
 
 
+class LikelihoodSettings(Section):
+    """Likelihood of held-out images under a network over a path, beside the distance of every method of the two."""
+
+    network: Name = key("base or a run.")
+    path: Name = key("One of paths or a run, in a whole basis (none of principal subspaces).")
+    estimators: Annotated[list[Annotated[str, OneOf(("ode", "bound"))]], Field(min_length=1), Unique] = key(
+        "ode is the density along the probability flow, of dequantised images; bound is a lower bound of the "
+        "probability of grey levels.",
+        ["ode", "bound"],
+    )
+    images: Whole = key("Held-out images, at most.", 10_000, unit="images", ge=2)
+    shard: Whole = key("Images of a job.", 1000, unit="images", ge=1)
+    batch: Whole = key("Images at a time.", 40, unit="images", ge=1)
+    grey_levels: Whole = key("Grey levels of a pixel, evenly spaced.", 256, unit="levels", ge=2, le=256)
+    steps: Whole = key("Midpoint steps of the flow, of two evaluations each.", 64, unit="steps", ge=1)
+    probes: Whole = key(
+        "Random probes of the flow's divergence, an image; 0 takes the exact one, up to 64 dimensions.",
+        1,
+        unit="probes",
+        ge=0,
+    )
+    times: Whole = key("Times of the bound, an image: one in each of as many equal parts.", 64, unit="times", ge=1)
+    decoder_noise: float = key(
+        "Noise that all levels of the bound start from, in steps between grey levels; at 0.12 rounding is certain.",
+        0.12,
+        unit="grey levels",
+        gt=0,
+    )
+    seed: Whole = key("Seed of the first image's noise.", 0, ge=0)
+
+
 class MethodSettings(Section):
     """A row of the table, network x path x grid x solver."""
 
