@@ -5,7 +5,6 @@ Everything here is float64: the tensors are small, and levels must be exact.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -97,21 +96,6 @@ class LogLinear:
         k = _segment(logs.detach(), log_variance.detach())
         share = (log_variance - logs[k]) / (logs[k + 1] - logs[k])
         return torch.lerp(self.nodes[k], self.nodes[k + 1], share)
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """Variances over time of every subspace: what paths are made of, besides a basis."""
-
-    @property
-    def curve(self) -> LogLinear:
-        """The variances at the present parameters, with their gradient."""
-        ...
-
-    @property
-    def classes(self) -> int:
-        """Number of classes with a schedule of their own; 0 if all share one."""
-        ...
 
 
 def _classes_of(logs: Float[Tensor, "*l j k"]) -> int:
@@ -224,9 +208,12 @@ class ExponentSchedule(nn.Module):
         exponent = self.log_lambda.exp()[:, None] * self.beta
         logs = exponent + torch.log(-torch.expm1(-exponent))  # log(exp(exponent) - 1), where that overflows too
         if self.ends is not None:
-            low, high = torch.tensor(self.ends).to(logs).log()
+            low, high = logs.new_tensor(self.ends).log()
             logs = torch.lerp(low, high, (logs - logs[:, :1]) / (logs[:, -1:] - logs[:, :1]))
         return LogLinear(self.nodes, logs)
+
+
+Schedule = KnotSchedule | FixedSchedule | ExponentSchedule
 
 
 def karras_sigmas(

@@ -35,7 +35,7 @@ def _continued(old: Basis, new: Basis) -> Basis | None:
 
 def _resampled(curve: LogLinear, knots: int) -> Float[Tensor, "*l j k"]:
     """Log variances at uniform knots."""
-    t = torch.linspace(0, 1, knots).to(curve.nodes)
+    t = torch.linspace(0, 1, knots, dtype=torch.float64, device=curve.nodes.device)
     classes = curve.logs if curve.logs.ndim == 3 else curve.logs[None]
     logs = torch.stack([LogLinear(curve.nodes, each)(t).g.log().T for each in classes])
     return logs if curve.logs.ndim == 3 else logs[0]
