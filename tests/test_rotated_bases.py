@@ -1,7 +1,9 @@
 """Bases that can be learned, the exponent schedule, and what holds on any basis: solvers, averages, files."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -194,6 +196,17 @@ def test_a_basis_kept_for_the_network_follows_its_angles(name):
     basis.load_state_dict(turned(BASES[name](), seed=6).state_dict())
     assert torch.equal(rows_of(basis.detached()), rows_of(basis))
     assert not torch.equal(rows_of(basis), rows_of(kept))
+
+
+def test_matrices_of_earlier_angles_are_given_up():
+    basis = BASES["dense"]()
+    earlier = weakref.ref(basis.detached())
+    for _ in range(2):
+        with torch.no_grad():
+            basis.turn.mul_(0.9)
+        basis.detached()
+    gc.collect()
+    assert earlier() is None
 
 
 def test_a_sampling_forms_the_rotations_once(monkeypatch):

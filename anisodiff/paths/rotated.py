@@ -86,7 +86,7 @@ class RotatedBasis(nn.Module):
         self._latest: tuple[Any, RotatedBasis] | None = None  # what `detached` returned last, and for which angles
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_latest": None}  # a copy's angles go their own way
+        return self.__dict__ | {"_latest": None}  # copies keep no matrices of earlier angles
 
     @property
     def channels(self) -> int:
