@@ -12,7 +12,8 @@ class Denoiser(nn.Module):
     """A raw network F seen as denoiser D, score or flow over a noise path.
 
     States are coefficients `z` of the path's basis and levels are variances `g [B, J]`, so it serves any grid and any
-    solver. `evaluations` counts the calls of the network.
+    solver. The basis is a constant here: no gradient reaches its parameters. `evaluations` counts the calls of the
+    network.
 
     Args:
         network: `F(x [B, C, H, W], noise_label [B], class_labels [B, classes] or None)`, of x's shape.
@@ -29,11 +30,12 @@ class Denoiser(nn.Module):
     def _raw(self, path: NoisePath | BatchPath, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
         """Coefficients of F's output."""
         self.evaluations += 1
-        x_in = path.to_pixels(path.scale(z, (g + self.sigma_data**2).rsqrt()))
+        basis = path.subspaces.detached()
+        x_in = basis.to_pixels(path.scale(z, (g + self.sigma_data**2).rsqrt()))
         noise_label = (path.mean_log(g) / 8).to(z.dtype).expand(len(z))
         with torch.autocast(z.device.type, self.body, enabled=self.body != torch.float32):
             raw = self.network(x_in, noise_label, labels)
-        return path.from_pixels(raw.to(z.dtype))
+        return basis.from_pixels(raw.to(z.dtype))
 
     def flow(
         self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
@@ -84,4 +86,5 @@ class Denoiser(nn.Module):
                 f"sigma: {sigma.numel()} levels for {len(x)} images: give one for all, or one an image"
             )
         g = sigma.reshape(-1, 1).square().expand(len(x), self.path.subspaces.count)
-        return self.path.to_pixels(self.denoise(self.path.from_pixels(x), g, labels))
+        basis = self.path.subspaces.detached()
+        return basis.to_pixels(self.denoise(basis.from_pixels(x), g, labels))

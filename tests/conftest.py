@@ -44,7 +44,7 @@ MATHEMATICS = [
     f"test_{name}.py"
     for name in (
         "class_paths", "closed_forms", "denoiser", "edm", "generation", "geometry", "gits", "losses", "models",
-        "multistep", "path_gradient", "schedules", "solvers", "subspaces",
+        "moving_path", "multistep", "path_gradient", "rotated_bases", "schedules", "solvers", "subspaces",
     )
 ]  # fmt: skip
 

@@ -1,17 +1,21 @@
-"""Training losses, one value an image: EDM's, trajectory-level score matching (TLSM), and the warp's.
+"""Training losses, one value an image: EDM's, score matching along a path (TLSM and others), kinetic, and the warp's.
 
 Noise, times and levels are arguments, so a loss is a function and its randomness belongs to the caller. Sums run over
 all coefficients; callers take the mean over the batch.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
-from anisodiff.objectives.path_gradient import flow_derivative
+from anisodiff.objectives.path_gradient import MovingFrame, flow_response, frozen
 from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.schedules import Variance
 
 
 def edm_loss(
@@ -32,10 +36,18 @@ def edm_loss(
     """
     path = denoiser.path.for_labels(labels)
     g = sigma.square()[:, None].expand(-1, path.subspaces.count)
-    eps = path.from_pixels(eps)
-    flow = denoiser.flow(path.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
+    basis = path.subspaces.detached()
+    eps = basis.from_pixels(eps)
+    flow = denoiser.flow(basis.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
     weight = (sigma.square() + denoiser.sigma_data**2) / denoiser.sigma_data**2
     return weight * (flow + eps).square().flatten(1).sum(1)
+
+
+WEIGHTS: dict[str, Callable[[Variance, float], Tensor]] = {
+    "tlsm": lambda noise, c: noise.g_dot.square() / ((noise.g + c) * noise.g),
+    "elbo": lambda noise, c: noise.g_dot / (2 * noise.g),
+    "simple": lambda noise, c: torch.ones_like(noise.g),
+}
 
 
 def tlsm_loss(
@@ -47,11 +59,15 @@ def tlsm_loss(
     c: float = 1.0,
     probes: Float[Tensor, "p n c h w"] | None = None,
     through_level: bool = False,
+    weight: str = "tlsm",
 ) -> Float[Tensor, " b"]:
-    """Trajectory-level score matching `||(M + c I)^{-1/2} Mdot M^{-1/2} (flow(x_t, t) + eps)||^2` (paper, Eq. 15).
+    """Trajectory-level score matching `||(M + c I)^{-1/2} Mdot M^{-1/2} (flow(x_t, t) + eps)||^2` (paper, Eq. 15), or
+    the same error weighted otherwise.
 
     The gradient in the path's parameters passes through x_t and through the weights in front; the flow's direct
-    dependence on them is held constant, and supplied by `flow_derivative` where probes are given ("full" gradient).
+    dependence on them is held constant, and supplied by `flow_response` where probes are given ("full" gradient).
+    A basis that is learnable is among the parameters.
+
     With one subspace nothing need be held constant ("level" gradient): the network knows every level that such a path
     can have, so that the loss's own gradient is sound, whether the network is exact or not.
 
@@ -65,27 +81,71 @@ def tlsm_loss(
         probes: random probes with `E[e e^T] = I` for the first n images of the batch, whose gradient in the path gets
             the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
         through_level: nothing is held constant; one subspace and no probes.
+        weight: "tlsm", `g_dot^2 / ((g + c) g)` in each subspace; "elbo", `g_dot / (2 g)`, which bounds the
+            likelihood in nats but for a constant (arXiv:2206.10365, Eq. 17); or "simple", 1, which every rise of a
+            level lowers: for paths that are fixed, or held by `kinetic`.
+
+    Raises:
+        InvalidArgument: `through_level` with several subspaces or with probes, or an unknown weight.
     """
     path = denoiser.path.for_labels(labels)
     if through_level and (path.subspaces.count > 1 or probes is not None):
         raise InvalidArgument("the gradient passes through the level of one subspace only, and takes no probes")
-    noise = path.at(t)
-    z = path.from_pixels(x0) + path.scale(eps, noise.sigma)
-    weight = (noise.g_dot.square() / ((noise.g + c) * noise.g)).to(z.dtype)
+    if weight not in WEIGHTS:
+        raise InvalidArgument(f"weight: {weight!r} is unknown: use one of {', '.join(WEIGHTS)}")
+    noise, frame = path.at(t), MovingFrame(path)
+    z = frame.now.from_pixels(x0) + frame.scale(eps, noise.sigma)
+    front = WEIGHTS[weight](noise, c).to(z.dtype)
     g = noise.g if through_level else noise.g.detach()
 
     flow = denoiser.flow(z, g, labels)
     error = flow + eps
-    losses = (path.inner(error, error) * weight).sum(1)
+    losses = (path.inner(error, error) * front).sum(1) + frame.form(error, error, front)
     if probes is None:
         return losses
     head = slice(0, probes.shape[1])
-    cotangent = 2 * path.scale(error, weight)[head]
+    cotangent = 2 * path.scale(error, front)[head]
     head_labels = None if labels is None else labels[head]
-    derivative = flow_derivative(denoiser, z[head], g[head], head_labels, flow[head], cotangent, probes)
-    log_g = noise.g[head].log()
-    correction = ((log_g - log_g.detach()) * derivative).sum(1) * (len(z) / len(derivative))
+    response = flow_response(denoiser, z[head], g[head], head_labels, flow[head], cotangent, probes)
+    log_g, of_head = noise.g[head].log(), denoiser.path.for_labels(head_labels)
+    in_levels = ((log_g - log_g.detach()) * response.in_levels(of_head)).sum(1)
+    correction = (in_levels + response.in_basis(frame)) * (len(z) / len(flow[head]))
     return torch.cat([losses[head] + correction.to(z.dtype), losses[head.stop :]])
+
+
+def kinetic(
+    denoiser: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+    probe: Float[Tensor, "b c h w"],
+    labels: Float[Tensor, "b k"] | None = None,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Kinetic energy `|v|^2` and `|grad <v, e>|^2` of the flow's velocity v (arXiv:2206.10365, 4.1; Finlay et al.).
+
+    In the flexible process's coordinates `x = (1 + M)^{-1/2} z`, where the noise has variance 1 at the end,
+    `v = -1/2 Mdot (1 + M)^{-1} (x + (1 + M)^{1/2} M^{-1/2} flow)`, in units of t. Integrals over t are those of the
+    paper's regulariser. The gradient reaches the path alone: the flow, its Jacobian, and `z` unless it has a graph, are
+    constants.
+
+    Args:
+        denoiser: network over the path.
+        z: noisy coefficients.
+        t: times in [0, 1].
+        probe: random e with `E[e e^T] = I`, in z's coefficients.
+        labels: one-hot classes.
+    """
+    path = denoiser.path.for_labels(labels)
+    noise, frame = path.at(t), MovingFrame(path)
+    stretch = (1 + noise.g).sqrt()
+    share, of_flow = noise.g_dot / (2 * stretch.square()), noise.g_dot / (2 * noise.sigma * stretch)
+    # attention's other kernels have no second derivative, with which the Jacobian's product follows its argument
+    with frozen(denoiser), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        at = z.detach().requires_grad_()
+        flow = denoiser.flow(at, noise.g.detach(), labels)
+        (pulled,) = torch.autograd.grad(flow, at, frame.scale(probe, of_flow), create_graph=True)
+    velocity = frame.scale(z, share / stretch) + frame.scale(flow.detach(), of_flow)
+    slope = frame.scale(probe, share) + frame.scale(pulled, stretch)
+    return velocity.square().flatten(1).sum(1), slope.square().flatten(1).sum(1)
 
 
 def warp_loss(

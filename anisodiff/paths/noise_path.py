@@ -7,15 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anisodiff.errors import InvalidArgument
-from anisodiff.paths.principal import PcaSubspaces
-from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear, Variance, karras_logs
-from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.paths.schedules import KnotSchedule, LogLinear, Schedule, Variance, karras_logs
+from anisodiff.paths.subspaces import Basis, Subspaces, partition
 
 
 class _Coordinates:
     """What a path offers to denoiser, losses and solvers, from `subspaces`, `curve` and `weights`."""
 
-    subspaces: Subspaces | PcaSubspaces
+    subspaces: Basis
     curve: LogLinear
     weights: Float[Tensor, " j"]
 
@@ -41,6 +40,11 @@ class _Coordinates:
     def from_pixels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.subspaces.from_pixels(x)
 
+    def detached(self) -> "BatchPath":
+        """The path as it is now, without parameters: nothing computed on it has a gradient in the path."""
+        curve = self.curve
+        return BatchPath(self.subspaces.detached(), LogLinear(curve.nodes, curve.logs.detach()), self.weights)
+
 
 @dataclass(frozen=True)
 class BatchPath(_Coordinates):
@@ -52,7 +56,7 @@ class BatchPath(_Coordinates):
         weights: of the mean log-level.
     """
 
-    subspaces: Subspaces | PcaSubspaces
+    subspaces: Basis
     curve: LogLinear
     weights: Float[Tensor, " j"]
 
@@ -60,8 +64,11 @@ class BatchPath(_Coordinates):
 class NoisePath(nn.Module, _Coordinates):
     """Subspaces with a variance schedule for each.
 
+    Its parameters are those of the schedule and, where the basis is learnable, the basis's: a training takes the path
+    as its module. Averages are over parameters (angles), never over bases, which would not stay orthonormal.
+
     Args:
-        subspaces: the orthonormal basis and its partition, or principal subspaces.
+        subspaces: the orthonormal basis and its partition.
         schedule: variances over time in [0, 1], one row a subspace; with a leading axis, one schedule a class.
         weights: share of each subspace in the mean log-level that the network is told; must sum to one. None weighs by
             rank, so that splitting a subspace changes nothing; the paper's J = 2 uses equal weights.
@@ -69,8 +76,8 @@ class NoisePath(nn.Module, _Coordinates):
 
     def __init__(
         self,
-        subspaces: Subspaces | PcaSubspaces,
-        schedule: KnotSchedule | FixedSchedule,
+        subspaces: Basis,
+        schedule: Schedule,
         weights: Float[Tensor, " j"] | None = None,
     ):
         super().__init__()
@@ -92,8 +99,21 @@ class NoisePath(nn.Module, _Coordinates):
     @property
     def classes(self) -> int:
         """Number of classes with a schedule of their own; 0 if all share one."""
-        logs = self.schedule.ends if isinstance(self.schedule, KnotSchedule) else self.schedule.logs
-        return len(logs) if logs.ndim == 3 else 0
+        return self.schedule.classes
+
+    def require_learnable_basis(self) -> None:
+        """Refuse to learn a basis that no loss can see: where all levels are equal, M_t is the same in every basis.
+
+        Raises:
+            InvalidArgument: the basis is fixed, there is one subspace, or all have the same schedule.
+        """
+        if not self.subspaces.learnable:
+            raise InvalidArgument("basis: it is fixed: take subspaces separable:J or dense:J to learn one")
+        if self.subspaces.count == 1:
+            raise InvalidArgument("basis: one subspace is the same in every basis: give it two or more")
+        logs = self.curve.logs.detach()
+        if torch.equal(logs, logs[..., :1, :].expand_as(logs)):
+            raise InvalidArgument("basis: it has no gradient until the schedules differ: start from a spectral path")
 
     def for_labels(self, labels: Float[Tensor, "b k"] | None) -> "NoisePath | BatchPath":
         """The path as images with these one-hot labels see it.

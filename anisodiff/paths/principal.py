@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from anisodiff.errors import InvalidArgument
+from anisodiff.paths.subspaces import FixedBasis
 
 
-class PcaSubspaces(nn.Module):
+class PcaSubspaces(FixedBasis):
     """Two subspaces of pixel space: the span of principal components (first), and the rest.
 
     Args:

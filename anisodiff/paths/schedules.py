@@ -3,6 +3,7 @@
 Everything here is float64: the tensors are small, and levels must be exact.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,6 +99,10 @@ class LogLinear:
         return torch.lerp(self.nodes[k], self.nodes[k + 1], share)
 
 
+def _classes_of(logs: Float[Tensor, "*l j k"]) -> int:
+    return len(logs) if logs.ndim == 3 else 0
+
+
 class KnotSchedule(nn.Module):
     """Learnable `LogLinear` schedule with uniform knots and fixed end points (paper, Appendix C).
 
@@ -130,6 +135,11 @@ class KnotSchedule(nn.Module):
         logs = torch.cat([start, start + (end - start) * share[..., :-1], end], dim=-1)
         return LogLinear(self.nodes, logs)
 
+    @property
+    def classes(self) -> int:
+        """Number of classes with a schedule of their own; 0 if all share one."""
+        return _classes_of(self.ends)
+
 
 class FixedSchedule(nn.Module):
     """A `LogLinear` schedule without parameters, on knots of its own.
@@ -146,6 +156,65 @@ class FixedSchedule(nn.Module):
     @property
     def curve(self) -> LogLinear:
         return LogLinear(self.nodes, self.logs)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes with a schedule of their own; 0 if all share one."""
+        return _classes_of(self.logs)
+
+
+FIRST_TIME = 1e-3  # of the flexible process, where its noise begins; its paper does not say
+EXPONENT_NODES = 400
+
+
+def integrated_rate(time: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """`beta(t)`, the integral of the flexible process's rate `0.1 + 19.9 t` (arXiv:2206.10365, B.2)."""
+    return 0.1 * time + 9.95 * time.square()
+
+
+class ExponentSchedule(nn.Module):
+    """The flexible process's variances `g_j = exp(lambda_j beta) - 1` (FP-Noise; arXiv:2206.10365, B.2).
+
+    They are exact at 400 nodes at which log beta rises evenly, and log-linear between.
+
+    Args:
+        log_lambda: log rate of each subspace, `[J]`.
+        ends: variances at t = 0 and t = 1 of all subspaces, onto which the logs are mapped linearly ("fixed" ends);
+            None leaves them as they come out at beta(0.001) and beta(1), the paper's ("moving" ends).
+
+    Raises:
+        InvalidArgument: the ends do not rise.
+    """
+
+    classes = 0  # with a schedule of their own
+
+    def __init__(self, log_lambda: Float[Tensor, " j"], ends: tuple[float, float] | None = None):
+        super().__init__()
+        if ends is not None and not 0 < ends[0] < ends[1] < math.inf:
+            raise InvalidArgument(f"ends: variances {ends[0]:g} and {ends[1]:g} do not rise from above 0")
+        self.ends = ends
+        self.log_lambda = nn.Parameter(log_lambda.detach().to(torch.float64).clone())
+        first, last = integrated_rate(torch.tensor([FIRST_TIME, 1.0], dtype=torch.float64)).log()
+        share = torch.linspace(0, 1, EXPONENT_NODES, dtype=torch.float64)
+        beta = torch.lerp(first, last, share).exp()
+        time = ((0.01 + 39.8 * beta).sqrt() - 0.1) / 19.9  # inverse of `integrated_rate`
+        nodes = (time - FIRST_TIME) / (1 - FIRST_TIME)
+        nodes[0], nodes[-1] = 0.0, 1.0
+        self.register_buffer("beta", beta, persistent=False)
+        self.register_buffer("nodes", nodes, persistent=False)
+
+    @property
+    def curve(self) -> LogLinear:
+        """The schedule at the present parameters; their gradient passes through it."""
+        exponent = self.log_lambda.exp()[:, None] * self.beta
+        logs = exponent + torch.log(-torch.expm1(-exponent))  # log(exp(exponent) - 1), where that overflows too
+        if self.ends is not None:
+            low, high = logs.new_tensor(self.ends).log()
+            logs = torch.lerp(low, high, (logs - logs[:, :1]) / (logs[:, -1:] - logs[:, :1]))
+        return LogLinear(self.nodes, logs)
+
+
+Schedule = KnotSchedule | FixedSchedule | ExponentSchedule
 
 
 def karras_sigmas(

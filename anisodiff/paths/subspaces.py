@@ -2,12 +2,97 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anisodiff.errors import InvalidArgument
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Basis(Protocol):
+    """An orthonormal basis of image space, its vectors shared out to subspaces: what paths are made of."""
+
+    @property
+    def count(self) -> int:
+        """Number of subspaces J."""
+        ...
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels of the images; None where it serves any number."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Side of the images."""
+        ...
+
+    @property
+    def ranks(self) -> Float[Tensor, " j"]:
+        """Dimensions of each subspace, or what is proportional to them."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes with a basis of their own; 0 if all share one."""
+        ...
+
+    @property
+    def learnable(self) -> bool:
+        """Whether it has parameters that are trained."""
+        ...
+
+    def for_classes(self, index: Int[Tensor, " b"]) -> "Basis":
+        """Take each image's basis, by its class."""
+        ...
+
+    def formed(self) -> "Basis":
+        """The basis at its present parameters, formed once; their gradient passes through it."""
+        ...
+
+    def detached(self) -> "Basis":
+        """The basis at its present parameters, without a gradient."""
+        ...
+
+    def from_pixels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Coefficients of pixels."""
+        ...
+
+    def to_pixels(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Pixels of coefficients."""
+        ...
+
+    def scale(self, z: Float[Tensor, "b c h w"], values: Float[Tensor, "#b j"]) -> Float[Tensor, "b c h w"]:
+        """`F(M) z` for `values = F(g)`."""
+        ...
+
+    def inner(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b j"]:
+        """Inner product in each subspace."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a file keeps of it."""
+        ...
+
+
+class FixedBasis(nn.Module):
+    """A basis without parameters."""
+
+    learnable = False
+    channels = None
+
+    def formed(self: T) -> T:
+        """Return the same."""
+        return self
+
+    def detached(self: T) -> T:
+        """Return the same."""
+        return self
 
 
 def dct_matrix(size: int) -> Float[Tensor, "h h"]:
@@ -61,7 +146,7 @@ def _covering(index: Tensor, count: int, name: str) -> Tensor:
     return index
 
 
-class Subspaces(nn.Module):
+class Subspaces(FixedBasis):
     """A partition of the two-dimensional DCT basis, the same on every colour channel.
 
     Functions of the covariance are diagonal here: `scale` multiplies each coefficient by its subspace's value. With

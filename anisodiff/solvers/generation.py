@@ -51,6 +51,7 @@ def batches(seeds: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Se
         yield chosen, [*chosen, *[chosen[-1]] * (size - len(chosen))]
 
 
+@torch.no_grad()
 def start(
     denoiser: Denoiser,
     noise: Float[Tensor, "b c h w"],

@@ -21,7 +21,8 @@ from anisodiff.errors import InvalidArgument, StageError, naming, one_line
 from anisodiff.networks.unets import RawNetwork, restore
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
-from anisodiff.paths.schedules import FixedSchedule, KnotSchedule, LogLinear
+from anisodiff.paths.rotated import LARGEST_DENSE, STARTS, DenseBasis, RotatedBasis, SeparableBasis
+from anisodiff.paths.schedules import ExponentSchedule, FixedSchedule, KnotSchedule, LogLinear, Schedule
 from anisodiff.paths.subspaces import Subspaces
 from anisodiff.storage.files import Metadata, atomic, digest, provenance
 from anisodiff.storage.pickles import load_edm
@@ -184,11 +185,21 @@ def convert(source: Path | str, output: Path | str) -> None:
 
 
 def save_path(path: Path | str, noise_path: NoisePath, **metadata: Any) -> None:
-    """Write a noise path: its partition, its label weights and its schedule's knots."""
-    kind = "knots" if isinstance(noise_path.schedule, KnotSchedule) else "fixed"
-    curve = noise_path.schedule.curve
-    tensors = {"weights": noise_path.weights, **noise_path.subspaces.state_dict()}
-    save(path, {**tensors, "nodes": curve.nodes, "logs": curve.logs}, {"schedule": kind, **metadata})
+    """Write a noise path: its partition, its label weights and its schedule's knots or exponents.
+
+    Of a basis that was learned, the angles, and the name of what they start from, or its vectors where it has none.
+    """
+    schedule, basis = noise_path.schedule, noise_path.subspaces
+    tensors = {"weights": noise_path.weights, **basis.state_dict()}
+    if isinstance(schedule, ExponentSchedule):
+        kind = {"schedule": "exponent", "ends": schedule.ends and list(schedule.ends)}
+        tensors["log_lambda"] = schedule.log_lambda
+    else:
+        kind = {"schedule": "knots" if isinstance(schedule, KnotSchedule) else "fixed"}
+        tensors |= {"nodes": schedule.curve.nodes, "logs": schedule.curve.logs}
+    if isinstance(basis, RotatedBasis):
+        kind |= {"turned": "separable" if isinstance(basis, SeparableBasis) else "dense", "turned_from": basis.start}
+    save(path, tensors, {**kind, **metadata})
 
 
 def load_path(path: Path | str) -> tuple[NoisePath, Metadata]:
@@ -199,19 +210,48 @@ def load_path(path: Path | str) -> tuple[NoisePath, Metadata]:
     """
     tensors, metadata = read(path)
     try:
-        logs, weights = _rising(tensors), _taken(tensors, "weights", Float[Tensor, " j"])
-        if metadata.get("schedule") == "knots":
-            schedule = KnotSchedule(logs)
-        elif metadata.get("schedule") == "fixed":
-            nodes = _taken(tensors, "nodes", Float[Tensor, " k"])
-            if len(nodes) != logs.shape[-1]:
-                raise ValueError(f"{len(nodes)} nodes for {logs.shape[-1]} knots")
-            schedule = FixedSchedule(LogLinear(nodes, logs))
-        else:
-            raise ValueError("no schedule")
-        return NoisePath(_subspaces(tensors, logs.shape[-2]), schedule, weights), metadata
+        schedule, weights = _schedule(tensors, metadata), _taken(tensors, "weights", Float[Tensor, " j"])
+        count = schedule.curve.logs.shape[-2]
+        rotated = "turned" in metadata
+        basis = _rotated(tensors, metadata, count) if rotated else _subspaces(tensors, count)
+        return NoisePath(basis, schedule, weights), metadata
     except ValueError as error:
         raise StageError(f"{path}: holds no noise path ({error}): give the file of a path") from error
+
+
+def _schedule(tensors: dict[str, Tensor], metadata: Metadata) -> Schedule:
+    """The schedule among a path's tensors."""
+    kind = metadata.get("schedule")
+    if kind == "exponent":
+        ends = metadata.get("ends")
+        if ends is not None and not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
+            raise ValueError(f"ends is {ends!r:.60}")
+        return ExponentSchedule(_taken(tensors, "log_lambda", Float[Tensor, " j"]), ends and tuple(ends))
+    logs = _rising(tensors)
+    if kind == "knots":
+        return KnotSchedule(logs)
+    if kind != "fixed":
+        raise ValueError("no schedule")
+    nodes = _taken(tensors, "nodes", Float[Tensor, " k"])
+    if len(nodes) != logs.shape[-1]:
+        raise ValueError(f"{len(nodes)} nodes for {logs.shape[-1]} knots")
+    return FixedSchedule(LogLinear(nodes, logs))
+
+
+def _rotated(tensors: dict[str, Tensor], metadata: Metadata, count: int) -> SeparableBasis | DenseBasis:
+    """The basis that was learned, among a path's tensors: of so many subspaces as the path has schedules."""
+    index = _taken(tensors, "index", Int[Tensor, "c h h"]).to(torch.int64)
+    turn = _taken(tensors, "turn", Float[Tensor, " n"])
+    if index.unique().tolist() != list(range(count)):
+        raise ValueError(f"index does not number {count} subspaces from 0")
+    kind, start = metadata["turned"], metadata.get("turned_from")
+    if kind == "separable" and start == SeparableBasis.start:
+        return SeparableBasis(index, turn)
+    if kind != "dense" or start not in (*STARTS, "data"):
+        raise ValueError(f"a basis that is {kind!r:.30} and turned from {start!r:.30}")
+    if start == "data" and index.numel() <= LARGEST_DENSE:
+        start = _taken(tensors, "vectors", Float[Tensor, "d d"])
+    return DenseBasis(index, start, turn)
 
 
 def _taken(tensors: dict[str, Tensor], name: str, kind: Any) -> Tensor:
