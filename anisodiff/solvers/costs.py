@@ -10,3 +10,4 @@ ORDERS = {
     "ipndm": 4,
     "ipndm-v": 4,
 }  # highest, of multistep solvers
+STOCHASTIC = frozenset({"euler-maruyama"})  # solvers that add noise at every step

@@ -11,9 +11,10 @@ from torch import Tensor
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
-from anisodiff.solvers.costs import EVALUATIONS, ORDERS
+from anisodiff.solvers.costs import EVALUATIONS, ORDERS, STOCHASTIC
 from anisodiff.solvers.multistep import deis, dpmpp, exp_ab, ipndm, ipndm_v, unipc, unipc_bh1
-from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step, dpm2, euler, heun, midpoint
+from anisodiff.solvers.singlestep import NoiseSource, ProbabilityFlow, State, Step, dpm2, euler, heun, midpoint
+from anisodiff.solvers.stochastic import euler_maruyama
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Solver:
         step: takes one step, at the solver's own order; multistep solvers take an `order` up to `max_order`.
         evaluations: of the denoiser a step (a step to 0 costs one).
         max_order: highest order, and the usual one, of a multistep solver; None for others.
+        stochastic: whether it adds noise at every step, and needs a source of it.
     """
 
     step: Callable[..., State]
     evaluations: int
     max_order: int | None = None
+    stochastic: bool = False
 
     def with_order(self, order: int | None = None) -> Step:
         """The step of an order; None is the solver's usual one.
@@ -57,8 +60,11 @@ STEPS = {
     "deis": deis,
     "ipndm": ipndm,
     "ipndm-v": ipndm_v,
+    "euler-maruyama": euler_maruyama,
 }
-SOLVERS = {name: Solver(step, EVALUATIONS.get(name, 1), ORDERS.get(name)) for name, step in STEPS.items()}
+SOLVERS = {
+    name: Solver(step, EVALUATIONS.get(name, 1), ORDERS.get(name), name in STOCHASTIC) for name, step in STEPS.items()
+}
 
 
 def solve(
@@ -70,6 +76,7 @@ def solve(
     watch: Callable[[int, State], None] | None = None,
     analytic_first: bool = False,
     threshold: bool = False,
+    source: NoiseSource | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Integrate from the first level to the last.
 
@@ -82,9 +89,10 @@ def solve(
         watch: called with the index and state after every step.
         analytic_first: see `ProbabilityFlow`.
         threshold: see `ProbabilityFlow`.
+        source: of a stochastic solver's noise, see `generation.Draws`; None serves the others.
     """
     problem = ProbabilityFlow(denoiser, labels, analytic_first, threshold)
-    levels, state = levels.to(z.device), State(z)
+    levels, state = levels.to(z.device), State(z, source=source)
     with torch.no_grad():
         for k in range(levels.steps):
             state = step(problem, state, k, levels)
