@@ -261,7 +261,7 @@ def test_the_bound_is_no_more_than_the_log_probability():
 def test_the_priors_divergence_in_closed_form():
     model = solid()
     x0, moments = draw(model, 4), moments_of(model)
-    found = likelihood.prior_divergence(model.path, x0, moments, 0.5)
+    found = likelihood.prior_divergence(model.path, x0, moments, 0.5).detach()
     m = model.path.at(torch.ones(1)).g[0].detach() + 0.25
     z = model.path.from_pixels(x0).flatten(1)
     for each, value in zip(z, found, strict=True):

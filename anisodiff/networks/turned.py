@@ -38,6 +38,8 @@ class PlaneFrame(nn.Module):
         InvalidArgument: an odd number of coordinates, one that is named twice or is none, or rates of other planes.
     """
 
+    coordinates: Tensor
+
     def __init__(self, coordinates: Sequence[int], rates: Float[Tensor, " p"], basis: Basis | None = None):
         super().__init__()
         if len(coordinates) % 2:

@@ -115,7 +115,9 @@ def ode_log_likelihood(
     Args:
         denoiser: over the path, in evaluation mode.
         x0: images in pixels, dequantised.
-        levels: the grid, which is followed upwards; not down to 0.
+        levels: the grid, which is followed upwards; not down to 0. What has a density is the last level: compare only
+            those of one last level, and take it well below the width of a grey level (seen on the digits, whose grey
+            levels are 0.125 apart: 103 nats from 0.002, 90.7 from 0.015, 84.0 from 0.03).
         moments: of the data, for the prior.
         labels: one-hot classes.
         probes: random signs in pixels, the same for all steps; their estimates of the trace are averaged. None takes
