@@ -535,7 +535,9 @@ def table(
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
     searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
-    likelihoods: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of likelihoods, by name.")] = "{}",
+    likelihoods: Annotated[
+        dict, typer.Option(parser=_json, metavar="JSON", help="Files of likelihoods, by name.")
+    ] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables

@@ -17,7 +17,7 @@ from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.subspaces import Subspaces, partition
-from anisodiff.solvers.generation import draw_for
+from anisodiff.solvers.generation import Draws
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
@@ -247,6 +247,7 @@ class Sampler:
 
     def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
         """Images of these seeds at every node of a grid."""
-        noise, labels = draw_for(self.denoiser, seeds, self.space.class_conditional, self.device)
-        own = levels.for_labels(labels)
-        return record_trajectory(self.denoiser, noise, own, labels, self.step, **self.options)
+        drawn = Draws(seeds, self.shape, self.classes, self.device)
+        own = levels.for_labels(drawn.labels)
+        step, options = self.step, self.options
+        return record_trajectory(self.denoiser, drawn.noise, own, drawn.labels, step, source=drawn, **options)

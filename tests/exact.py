@@ -93,3 +93,41 @@ def mixture_over(path: NoisePath, batch: int = 3) -> tuple[ExactMixture, Tensor,
     covariances = factors @ factors.mT + 0.1 * torch.eye(4, dtype=torch.float64)
     model = ExactMixture(path, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), normal(3, 4), covariances)
     return model, normal(batch, 1, 2, 2), normal(batch, 1, 2, 2)
+
+
+class Flat(Subspaces):
+    """Any orthonormal basis of D pixels, images `[B, D, 1, 1]`: rows of U, and the subspace of each."""
+
+    def __init__(self, vectors: Tensor, index: Tensor):
+        torch.nn.Module.__init__(self)
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("index", index[:, None, None])
+        self.count = int(index.max()) + 1
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @property
+    def ranks(self) -> Tensor:
+        return torch.bincount(self.index.flatten(), minlength=self.count).double()
+
+    def from_pixels(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.vectors.T.to(x.dtype)).reshape(x.shape)
+
+    def to_pixels(self, z: Tensor) -> Tensor:
+        return (z.flatten(1) @ self.vectors.to(z.dtype)).reshape(z.shape)
+
+    def scale(self, z: Tensor, values: Tensor) -> Tensor:
+        return z * values.to(z.dtype)[:, self.index]
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.new_zeros(len(a), self.count).index_add(1, self.index.flatten(), (a * b).flatten(1))
+
+
+def flat_path(logs: Tensor, index: Tensor, seed: int | None = None) -> NoisePath:
+    """A path over a random basis, or over the coordinates themselves; its log variances at uniform times `[J, K]`."""
+    size = len(index)
+    normal = torch.randn(size, size, generator=torch.Generator().manual_seed(seed or 0), dtype=torch.float64)
+    vectors = torch.eye(size, dtype=torch.float64) if seed is None else torch.linalg.qr(normal)[0]
+    return NoisePath(Flat(vectors, index), KnotSchedule(logs))

@@ -176,7 +176,8 @@ def test_a_point_mass_is_found_in_one_denoising(name):
     model = gaussian(path)
     model.spectrum = torch.zeros_like(model.spectrum)
     levels = karras(6, 2, 0.02, 8.0)
-    end = solve(model, torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64), levels, SOLVERS[name].with_order())
+    z = torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64)
+    end = solve(model, z, levels, SOLVERS[name].with_order(), source=lambda: torch.ones_like(z))
     assert end.abs().max() < 1e-12
 
 
@@ -278,8 +279,8 @@ def test_a_subspace_may_slow_down_or_stand_still(share):
     between = [torch.lerp(a.log(), b.log(), parts).exp() for a, b in itertools.pairwise(levels.nodes)]
     truth = solve(model, z, at(torch.cat([*between, levels.nodes[-1:]])), SOLVERS["heun"].with_order())
     euler = float((solve(model, z, levels, SOLVERS["euler"].with_order()) - truth).norm())
-    for name in SOLVERS:
-        if name != "euler":
+    for name, solver in SOLVERS.items():
+        if name != "euler" and not solver.stochastic:
             assert float((solve(model, z, levels, SOLVERS[name].with_order()) - truth).norm()) < 0.5 * euler, name
 
 

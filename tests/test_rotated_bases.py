@@ -27,7 +27,8 @@ from anisodiff.paths.schedules import ExponentSchedule, FixedSchedule, KnotSched
 from anisodiff.paths.splitting import split_path
 from anisodiff.paths.subspaces import Basis, Subspaces, dct_matrix, partition
 from anisodiff.solvers.generation import start
-from anisodiff.solvers.registry import SOLVERS, solve
+from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
 from anisodiff.training.loop import TrainingPlan, TrainingState, train
 

@@ -49,16 +49,22 @@ def test_order_of_convergence_on_a_mixture(name, order):
     assert torch.allclose(orders, torch.full_like(orders, order), atol=0.2)
 
 
+def noise_like(z: torch.Tensor, seed: int = 1):
+    """A source of noise for stochastic solvers."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(z.shape, generator=generator, dtype=z.dtype)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_exact_samples_in_the_limit(name):
     """Many steps turn the path's initial noise into draws whose variances are the data's."""
     path = unequal_path()
     model = gaussian(path)
-    levels = uniform(path, 2001 if name in ("euler", "ipndm") else 201, append_zero=False)
+    levels = uniform(path, 2001 if name in ("euler", "ipndm", "euler-maruyama") else 201, append_zero=False)
     first, last = (model.variances(levels.nodes[k].square()) for k in (0, -1))
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_000, 1, SIDE, SIDE, generator=generator, dtype=torch.float64) * (model.spectrum + first).sqrt()
-    variances = solve(model, z, levels, SOLVERS[name].with_order()).var(0)
+    variances = solve(model, z, levels, SOLVERS[name].with_order(), source=noise_like(z)).var(0)
     assert torch.allclose(variances, (model.spectrum + last)[0], rtol=0.06)
 
 
@@ -100,7 +106,7 @@ def test_the_budget_is_what_is_spent(solver, grid, append_zero, afs):
         except StageError:
             continue
         before = model.evaluations
-        solve(model, z, levels, SOLVERS[solver].with_order(), analytic_first=afs)
+        solve(model, z, levels, SOLVERS[solver].with_order(), analytic_first=afs, source=noise_like(z))
         assert model.evaluations - before == nfe
         assert append_zero in (None, levels.ends_at_zero(levels.steps - 1))
         spent.append(nfe)

@@ -32,6 +32,7 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     "deis": ((0, (2, 1)), "X"),
     "ipndm": ((0, (1, 1)), ">"),
     "ipndm-v": ((0, (4, 1, 1, 1)), "<"),
+    "euler-maruyama": ((0, (1, 4)), "x"),
 }
 FURTHER_LINES: tuple[tuple[Any, str], ...] = (  # of other solvers
     ((0, (1, 2)), "h"),

@@ -1,4 +1,4 @@
-"""Generation with one seed an image: noise and label of image n depend on seed n alone."""
+"""Generation with one seed an image: all noise, and the label, of image n depend on seed n alone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,24 +15,39 @@ from anisodiff.solvers.loop import solve
 from anisodiff.solvers.singlestep import Step
 
 
-def draw(
-    seeds: Sequence[int], shape: tuple[int, int, int], classes: int
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
-    """Standard normal noise in pixels, and one-hot labels, from one CPU generator a seed.
+class Draws:
+    """What chance gives each image, from one CPU generator a seed: its first noise, its label, and further noise.
+
+    Attributes:
+        noise: standard normal, in pixels, `[B, C, H, W]`.
+        labels: one-hot classes `[B, classes]`; None if there are none.
 
     Args:
         seeds: of the images.
         shape: channels, height, width.
         classes: number of classes; 0 gives no labels.
+        device: where what is drawn is put.
     """
-    noise, labels = [], []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        noise.append(torch.randn(shape, generator=generator))
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], classes: int, device: str = "cpu"):
+        self.shape, self.device = shape, device
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.noise, self.labels = self(), None
         if classes:
-            labels.append(torch.randint(classes, (), generator=generator))
-    one_hot = functional.one_hot(torch.stack(labels), classes).to(torch.float32) if classes else None
-    return torch.stack(noise), one_hot
+            index = torch.stack([torch.randint(classes, (), generator=each) for each in self._generators])
+            self.labels = functional.one_hot(index, classes).to(device, torch.float32)
+
+    def __call__(self) -> Float[Tensor, "b c h w"]:
+        """Draw on from every generator: standard normal noise, in pixels."""
+        return torch.stack([torch.randn(self.shape, generator=each) for each in self._generators]).to(self.device)
+
+
+def draw(
+    seeds: Sequence[int], shape: tuple[int, int, int], classes: int
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
+    """First noise and labels alone, see `Draws`."""
+    drawn = Draws(seeds, shape, classes)
+    return drawn.noise, drawn.labels
 
 
 def draw_for(
@@ -40,8 +55,8 @@ def draw_for(
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"] | None]:
     """Noise and labels of a denoiser's images, on its device; no labels if they are not wanted."""
     network = denoiser.network
-    noise, labels = draw(seeds, network.shape, network.classes if labelled else 0)
-    return noise.to(device), None if labels is None else labels.to(device)
+    drawn = Draws(seeds, network.shape, network.classes if labelled else 0, device)
+    return drawn.noise, drawn.labels
 
 
 def batches(seeds: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
@@ -109,10 +124,10 @@ def final_states(
         options: keyword arguments of `solve`.
     """
     for chosen, padded in batches(seeds, batch):
-        noise, labels = draw(padded, shape, classes)
-        labels = None if labels is None else labels.to(device)
-        own = levels.for_labels(labels)
-        yield chosen, solve(denoiser, start(denoiser, noise.to(device), own, labels), own, step, labels, **options)
+        drawn = Draws(padded, shape, classes, device)
+        own = levels.for_labels(drawn.labels)
+        first = start(denoiser, drawn.noise, own, drawn.labels)
+        yield chosen, solve(denoiser, first, own, step, drawn.labels, source=drawn, **options)
 
 
 def generate(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
-from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step, midpoint
+from anisodiff.solvers.singlestep import NoiseSource, ProbabilityFlow, State, Step, midpoint
 
 
 def solve(
@@ -20,6 +20,7 @@ def solve(
     watch: Callable[[int, State], None] | None = None,
     analytic_first: bool = False,
     threshold: bool = False,
+    source: NoiseSource | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Integrate from the first level to the last.
 
@@ -32,9 +33,10 @@ def solve(
         watch: called with the index and state after every step.
         analytic_first: see `ProbabilityFlow`.
         threshold: see `ProbabilityFlow`.
+        source: source of a stochastic solver's noise, see `generation.Draws`; None serves the others.
     """
     problem = ProbabilityFlow(denoiser, labels, analytic_first, threshold)
-    levels, state = levels.to(z.device), State(z)
+    levels, state = levels.to(z.device), State(z, source=source)
     with torch.no_grad():
         for k in range(levels.steps):
             state = step(problem, state, k, levels)

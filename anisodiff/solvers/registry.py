@@ -21,10 +21,12 @@ class Solver(Entry):
             `order` up to `max_order` besides.
         evaluations: evaluations of the denoiser a step (a step to 0 costs one).
         max_order: highest order, and the usual one, of a multistep solver; None for others.
+        stochastic: whether it adds noise at every step, and needs a source of it.
     """
 
     evaluations: int = 1
     max_order: int | None = None
+    stochastic: bool = False
 
     @property
     def step(self) -> "Callable[..., State]":
@@ -59,4 +61,5 @@ SOLVERS = {
     "deis": Solver("solvers.multistep:deis", max_order=4),
     "ipndm": Solver("solvers.multistep:ipndm", max_order=4),
     "ipndm-v": Solver("solvers.multistep:ipndm_v", max_order=4),
+    "euler-maruyama": Solver("solvers.stochastic:euler_maruyama", stochastic=True),
 }

@@ -18,6 +18,8 @@ from torch import Tensor
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
 
+NoiseSource = Callable[[], Float[Tensor, "b c h w"]]  # every call draws anew: standard normal, in pixels
+
 UNEVEN = 3.0  # a subspace goes unevenly where its slopes against the mean level differ by more
 
 
@@ -29,11 +31,13 @@ class State:
         z: noisy coefficients `[B, C, H, W]`.
         history: what it keeps of its earlier evaluations, flows or estimates of the clean image, the latest first.
         previous: coefficients at the node before, for solvers that correct their last step.
+        source: what a stochastic solver draws its noise from.
     """
 
     z: Float[Tensor, "b c h w"]
     history: tuple[Float[Tensor, "b c h w"], ...] = ()
     previous: Float[Tensor, "b c h w"] | None = None
+    source: NoiseSource | None = None
 
 
 class ProbabilityFlow:

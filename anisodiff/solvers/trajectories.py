@@ -10,7 +10,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.generation import start
 from anisodiff.solvers.loop import solve
-from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step
+from anisodiff.solvers.singlestep import NoiseSource, ProbabilityFlow, State, Step
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def record_trajectory(
     labels: Float[Tensor, "b k"] | None,
     step: Step,
     keep_flows: bool = False,
+    source: NoiseSource | None = None,
     **options: bool,
 ) -> Trajectory:
     """Run a solver and keep every node.
@@ -77,6 +78,7 @@ def record_trajectory(
         labels: one-hot classes.
         step: takes one step of the solver.
         keep_flows: keep the flow at every node, of a solver that remembers flows (`euler`, `ipndm`, `deis`).
+        source: of a stochastic solver's noise.
         options: keyword arguments of `solve`.
     """
     states, flows = [start(denoiser, noise, levels, labels)], []
@@ -88,6 +90,6 @@ def record_trajectory(
         if keep_flows:
             flows.append(state.history[0])
 
-    solve(denoiser, states[0], levels, step, labels, watch, **options)
+    solve(denoiser, states[0], levels, step, labels, watch, source=source, **options)
     kept = torch.stack(flows) if keep_flows else None
     return Trajectory(torch.stack(states), kept, evaluations, levels, ProbabilityFlow(denoiser, labels))
