@@ -1,22 +1,24 @@
 """Methods put together from files and settings: a network over a path, on a grid, with a solver."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
+
+from torch import Tensor
 
 from anisodiff.compute import Compute
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.budgets import steps_for_nfe
 from anisodiff.experiment.settings import ImageSpace, MethodSettings
-from anisodiff.experiment.settings.base import basis_of
+from anisodiff.experiment.settings.base import basis_of, turns
 from anisodiff.grids.levels import GridRequest, Levels
 from anisodiff.grids.registry import GRIDS
 from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath, Warp
-from anisodiff.paths.principal import PcaSubspaces
-from anisodiff.paths.subspaces import Subspaces, partition
+from anisodiff.paths.rotated import rotated_basis
+from anisodiff.paths.subspaces import Basis, Subspaces, partition
 from anisodiff.solvers.generation import Draws
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
@@ -96,15 +98,29 @@ def read_denoiser(
     return denoiser.to(compute.device), [metadata, path_metadata]
 
 
-def subspaces_of(kind: str | list[list[int]], size: int, basis: Path | None) -> Subspaces | PcaSubspaces:
-    """A partition of the DCT basis, or the principal subspaces of a file.
+def subspaces_of(
+    kind: str | list[list[int]],
+    shape: tuple[int, int, int],
+    basis: Path | None,
+    start: str | Callable[[], Tensor] = "dct",
+) -> Basis:
+    """A partition of the DCT basis, a basis that can be learned, or the principal subspaces of a file.
+
+    Args:
+        kind: the setting `subspaces`.
+        shape: channels, height and width of the images.
+        basis: file of principal subspaces.
+        start: vectors that a dense basis starts from, by name, or what makes them.
 
     Raises:
-        StageError: there is no such partition, or the basis has no file.
+        StageError: there is no such partition or basis, or the basis has no file.
     """
     if basis_of(kind) is None:
         with naming("settings"):
-            return Subspaces(partition(size, kind))
+            if isinstance(kind, str) and turns(kind):
+                dense = kind.startswith("dense:") and not isinstance(start, str)
+                return rotated_basis(kind, shape, start() if dense else start)
+            return Subspaces(partition(shape[-1], kind))
     if basis is None:
         raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
     return checkpoints.load_basis(basis)[0]

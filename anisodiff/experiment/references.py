@@ -3,9 +3,10 @@
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
 from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings
-from anisodiff.experiment.settings.base import basis_of
+from anisodiff.experiment.settings.base import basis_of, turns
 from anisodiff.grids.registry import GRIDS
 from anisodiff.metrics.registry import FEATURES
+from anisodiff.objectives.registry import LOSSES
 from anisodiff.solvers.registry import SOLVERS
 
 
@@ -49,6 +50,7 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                 f"{where}.{key}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}"
             )
     for name, run in runs.items():
+        _check_forward_process(f"{where}.runs.{name}", run)
         check(f"runs.{name}.start", run.start, networks)
         check(f"runs.{name}.path", run.path, {*paths, *runs})
         _ancestry(where, runs, name)
@@ -106,6 +108,19 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     for name in dataset.plots.strip_methods or []:
         if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
             raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
+
+
+def _check_forward_process(where: str, run: RunSettings) -> None:
+    """That what a run learns of the forward process has a gradient, and something that holds it."""
+    learns = LOSSES[run.loss].learns_path
+    if run.learn_basis and not (learns and turns(run.subspaces)):
+        raise StageError(f"{where}.learn_basis: takes loss tlsm and subspaces separable:J or dense:J: set them")
+    if run.learn_basis and str(run.subspaces).endswith(":1"):
+        raise StageError(f"{where}.learn_basis: one subspace is the same in every basis: give it two or more")
+    if learns and run.weight == "simple" and run.kinetic is None and run.path_learning_rate > 0:
+        raise StageError(f"{where}.weight: every rise of a level lowers simple, so the path runs away: give kinetic")
+    if run.path_gradient == "level" and (run.kinetic is not None or run.learn_basis):
+        raise StageError(f"{where}.path_gradient: level is for the levels of one subspace alone: take full")
 
 
 def _ancestry(where: str, runs: dict[str, RunSettings], name: str) -> None:

@@ -105,3 +105,21 @@ class Turned(RawNetwork):
         beta = torch.logaddexp(log_g, torch.zeros_like(log_g))
         raw = self.network(self.frame.turn(x, beta), noise_label, labels, augment_labels)
         return self.frame.turn(raw.to(x.dtype), -beta)
+
+
+def turned_in_planes(network: RawNetwork, planes: int, seed: int) -> Turned:
+    """A network whose images turn in planes of pixels, at rates drawn from a normal distribution (B.2).
+
+    Args:
+        network: the raw network.
+        planes: how many; each takes two pixels, in the order of a seeded permutation.
+        seed: seed of pixels and rates.
+
+    Raises:
+        InvalidArgument: there are fewer pixels.
+    """
+    dimensions, generator = math.prod(network.shape), torch.Generator().manual_seed(seed)
+    if 2 * planes > dimensions:
+        raise InvalidArgument(f"frame: {planes} planes take {2 * planes} coordinates, images have {dimensions}")
+    pixels = torch.randperm(dimensions, generator=generator)[: 2 * planes].tolist()
+    return Turned(network, PlaneFrame(pixels, torch.randn(planes, generator=generator, dtype=torch.float64)))

@@ -4,8 +4,6 @@ Noise, times and levels are arguments, so a loss is a function and its randomnes
 all coefficients; callers take the mean over the batch.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.objectives.path_gradient import MovingFrame, flow_response, frozen
+from anisodiff.objectives.registry import WEIGHTS
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import Variance
 
@@ -43,11 +42,19 @@ def edm_loss(
     return weight * (flow + eps).square().flatten(1).sum(1)
 
 
-WEIGHTS: dict[str, Callable[[Variance, float], Tensor]] = {
-    "tlsm": lambda noise, c: noise.g_dot.square() / ((noise.g + c) * noise.g),
-    "elbo": lambda noise, c: noise.g_dot / (2 * noise.g),
-    "simple": lambda noise, c: torch.ones_like(noise.g),
-}
+def tlsm_weight(noise: Variance, c: float) -> Float[Tensor, "b j"]:
+    """Weight of trajectory-level score matching, `g_dot^2 / ((g + c) g)` (paper, Eq. 15)."""
+    return noise.g_dot.square() / ((noise.g + c) * noise.g)
+
+
+def elbo_weight(noise: Variance, c: float) -> Float[Tensor, "b j"]:
+    """Weight `g_dot / (2 g)`, which bounds the likelihood in nats but for a constant (arXiv:2206.10365, Eq. 17)."""
+    return noise.g_dot / (2 * noise.g)
+
+
+def simple_weight(noise: Variance, c: float) -> Float[Tensor, "b j"]:
+    """Weight 1, which every rise of a level lowers: for paths that are fixed, or held by `kinetic`."""
+    return torch.ones_like(noise.g)
 
 
 def tlsm_loss(
@@ -81,9 +88,7 @@ def tlsm_loss(
         probes: random probes with `E[e e^T] = I` for the first n images of the batch, whose gradient in the path gets
             the flow's derivative, scaled up to the whole batch; its value is zero. None leaves it out ("envelope").
         through_level: nothing is held constant; one subspace and no probes.
-        weight: "tlsm", `g_dot^2 / ((g + c) g)` in each subspace; "elbo", `g_dot / (2 g)`, which bounds the
-            likelihood in nats but for a constant (arXiv:2206.10365, Eq. 17); or "simple", 1, which every rise of a
-            level lowers: for paths that are fixed, or held by `kinetic`.
+        weight: name of the error's weight in each subspace, one of `WEIGHTS`.
 
     Raises:
         InvalidArgument: `through_level` with several subspaces or with probes, or an unknown weight.
@@ -95,7 +100,7 @@ def tlsm_loss(
         raise InvalidArgument(f"weight: {weight!r} is unknown: use one of {', '.join(WEIGHTS)}")
     noise, frame = path.at(t), MovingFrame(path)
     z = frame.now.from_pixels(x0) + frame.scale(eps, noise.sigma)
-    front = WEIGHTS[weight](noise, c).to(z.dtype)
+    front = WEIGHTS[weight].load()(noise, c).to(z.dtype)
     g = noise.g if through_level else noise.g.detach()
 
     flow = denoiser.flow(z, g, labels)

@@ -1,4 +1,4 @@
-"""Losses of a training run by name."""
+"""Losses of a training run by name, and weights of the flow's error."""
 
 from dataclasses import dataclass
 
@@ -20,4 +20,9 @@ class Loss(Entry):
 LOSSES = {
     "tlsm": Loss("objectives.losses:tlsm_loss", learns_path=True),
     "edm": Loss("objectives.losses:edm_loss"),
+}
+WEIGHTS = {  # the function takes variances with their rates, and the constant c
+    "tlsm": Entry("objectives.losses:tlsm_weight"),
+    "elbo": Entry("objectives.losses:elbo_weight"),
+    "simple": Entry("objectives.losses:simple_weight"),
 }

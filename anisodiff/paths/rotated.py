@@ -89,6 +89,11 @@ class RotatedBasis(nn.Module):
         return self.__dict__ | {"_latest": None}  # copies keep no matrices of earlier angles
 
     @property
+    def kind(self) -> str:
+        """Name of the basis and number of its subspaces, as `rotated_basis` takes it."""
+        return f"{'separable' if isinstance(self, SeparableBasis) else 'dense'}:{self.count}"
+
+    @property
     def channels(self) -> int:
         """Number of channels of the images."""
         return len(self.index)

@@ -291,7 +291,8 @@ class ScheduleRequest:
         knots: nodes of the schedule.
         c: constant of the loss that a closed form minimises.
         classes: number of classes with a schedule each; 0 is one for all.
-        spectra: for each subspace of the DCT, the variances of the data's coefficients; None where they are not known.
+        spectra: for each subspace, the variances of the data's coefficients; None where they are not known.
+        fixed_ends: exponents move the variances between the ends alone.
     """
 
     subspaces: int
@@ -302,6 +303,7 @@ class ScheduleRequest:
     c: float
     classes: int = 0
     spectra: Callable[[], list[Tensor]] | None = None
+    fixed_ends: bool = True
 
 
 def karras_schedule(request: ScheduleRequest) -> KnotSchedule:
@@ -320,3 +322,15 @@ def spectral_schedule(request: ScheduleRequest) -> FixedSchedule:
     if request.classes or request.spectra is None:
         raise InvalidArgument("a closed form is for one schedule a subspace of the DCT")
     return FixedSchedule(spectral_curve(request.spectra(), request.c, request.g_min, request.sigma_max**2))
+
+
+def exponent_schedule(request: ScheduleRequest) -> ExponentSchedule:
+    """The flexible process's schedule, at rate 1 in every subspace, to learn from.
+
+    Raises:
+        InvalidArgument: a schedule a class is asked for.
+    """
+    if request.classes:
+        raise InvalidArgument("exponents are shared by all classes")
+    ends = (request.g_min, request.sigma_max**2) if request.fixed_ends else None
+    return ExponentSchedule(torch.zeros(request.subspaces), ends)

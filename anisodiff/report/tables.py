@@ -229,8 +229,8 @@ def likelihood_page(measured: pd.DataFrame) -> str:
     notes = (
         "Likelihood of held-out images, ± standard error over them. ode: density along the probability flow, of images "
         f"dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the probability of "
-        "grey levels, so an upper one here. Lower is better; images are the same in every row, so that differences between "
-        "rows are better known than the rows."
+        "grey levels, so an upper one here. Lower is better; the images are the same in every row, so differences "
+        "between rows are better known than the rows."
     )
     return f"\n{markdown(rows)}\n\n{notes}\n"
 

@@ -11,13 +11,15 @@ from anisodiff.data import image_sets
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
 from anisodiff.methods import check_dataset, subspaces_of
+from anisodiff.networks.turned import Turned, turned_in_planes
 from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
+from anisodiff.paths.rotated import RotatedBasis
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest, fingerprint, provenance
 from anisodiff.training import parallel
-from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
+from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, saved_network, saved_path, warp_work
 from anisodiff.training.loop import ResumeStore, run
 
 
@@ -92,7 +94,11 @@ def finetune(
     classes = network.classes if settings.schedules == "class" else 0
     if settings.schedules == "class" and not (classes and space.class_conditional):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
-    subspaces = subspaces_of(settings.subspaces, network.shape[-1], inputs.basis)
+    kept = isinstance(start.subspaces, RotatedBasis) and start.subspaces.kind == settings.subspaces
+    subspaces = start.subspaces if kept else subspaces_of(settings.subspaces, network.shape, inputs.basis)
+    if settings.planes and not isinstance(network, Turned):
+        with naming("planes", "give fewer"):
+            network = turned_in_planes(network, settings.planes, settings.seed)
     with naming(inputs.path, "start from a shared path of one subspace"):
         path = split_path(start, subspaces, settings.label_weights, classes)
     headers = metadata, path_metadata
@@ -127,9 +133,8 @@ def _train_network(
         metadata |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
         metadata |= {"stopped_early": training.stopped_early, "environment": compute.environment()}
         if output_path is not None:
-            learned = training.ema.get("path", path.schedule)
-            checkpoints.save_path(output_path, NoisePath(path.subspaces, learned, path.weights), **metadata)
-        checkpoints.save_network(output, training.ema["network"], sigma_data=space.sigma_data, **metadata)
+            checkpoints.save_path(output_path, saved_path(training, path), **metadata)
+        checkpoints.save_network(output, saved_network(training), sigma_data=space.sigma_data, **metadata)
 
     _drive(work, settings, inputs, output, compute, finish)
 

@@ -1,5 +1,6 @@
 """Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from anisodiff.methods import subspaces_of
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.registry import PATHS
+from anisodiff.paths.rotated import RotatedBasis, principal_vectors, random_vectors
 from anisodiff.paths.schedules import ScheduleRequest
 from anisodiff.paths.splitting import label_weights
-from anisodiff.paths.subspaces import Subspaces
+from anisodiff.paths.subspaces import Basis, Subspaces
+from anisodiff.pixels import to_unit
 
 
 def initial_path(
@@ -33,14 +36,20 @@ def initial_path(
         StageError: the images, or their spectrum, do not make such a path.
     """
     images, _ = image_sets.load(images_folder).split(space.heldout)
-    subspaces = subspaces_of(settings.subspaces, images.shape[-1], basis)
+    starts = {
+        "pca": lambda: principal_vectors(torch.cat([to_unit(part) for part, _ in images.parts()])),
+        "random": lambda: random_vectors(math.prod(images.shape), seed=0),
+    }
+    start = starts.get(settings.basis_start, settings.basis_start)
+    subspaces = subspaces_of(settings.subspaces, images.shape, basis, start)
     per_class = settings.schedules == "class"
     if per_class and not images.classes:
         raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
 
     def spectra() -> list[Tensor]:
         variances = coefficient_variances(images, subspaces)
-        return [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
+        index = subspaces.index.expand_as(variances)
+        return [variances[index == j] for j in range(subspaces.count)]
 
     request = ScheduleRequest(
         subspaces.count,
@@ -50,7 +59,8 @@ def initial_path(
         settings.knots,
         settings.c,
         classes=images.classes if per_class else 0,
-        spectra=spectra if isinstance(subspaces, Subspaces) else None,
+        spectra=spectra if isinstance(subspaces, Subspaces | RotatedBasis) else None,
+        fixed_ends=settings.ends == "fixed",
     )
     mend = "let another subspace hold its modes, or take kind karras"
     with naming(f"{images_folder}: subspaces {settings.subspaces}", mend):
@@ -70,14 +80,14 @@ def principal_basis(space: ImageSpace, settings: BasisSettings, images_folder: P
     return principal_subspaces(images, settings.rank, settings.per, settings.clusters)
 
 
-def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Tensor:
-    """Variance of every DCT coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
+def coefficient_variances(images: image_sets.Images, subspaces: Basis) -> Tensor:
+    """Variance of every coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
 
     Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
     """
     centre = next(images.parts())[0].to(torch.float64).mean(0)
     total, squares = 0.0, 0.0
     for part, _ in images.parts():
-        z = subspaces.dct((part.to(torch.float64) - centre) / 127.5)
+        z = subspaces.from_pixels((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)
     return (squares - total.square() / len(images)) / (len(images) - 1)

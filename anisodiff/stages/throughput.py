@@ -88,7 +88,7 @@ def measure_throughput(
         cost = tuple(getattr(settings, key) for key in COSTS)
         if cost not in measured:
             kind = "block" if basis_of(settings.subspaces) else settings.subspaces
-            path = split_path(edm_path(size), subspaces_of(kind, size, None), settings.label_weights)
+            path = split_path(edm_path(size), subspaces_of(kind, network.shape, None), settings.label_weights)
             fresh, long = copy.deepcopy(network), settings.changed(kimg=1e6)
             measured[cost] = images_per_second(network_work(space, long, fresh, path, batches, compute))
         found["training_images_per_second"][name] = measured[cost]

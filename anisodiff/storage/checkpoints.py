@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anisodiff.errors import InvalidArgument, StageError, naming, one_line
+from anisodiff.networks.turned import PlaneFrame, Turned
 from anisodiff.networks.unets import RawNetwork, restore
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.principal import PcaSubspaces
@@ -135,8 +136,12 @@ def has_digest(path: Path | str) -> bool:
 
 
 def save_network(path: Path | str, network: RawNetwork, **metadata: Any) -> None:
-    """Write a network with the arguments that build it; `metadata` joins the header."""
-    save(path, network.state_dict(), {"config": network.config, **metadata})
+    """Write a network with the arguments that build it, and its frame if it turns; `metadata` joins the header."""
+    if isinstance(network, Turned):
+        frame = {f"frame.{name}": each for name, each in network.frame.state_dict().items()}
+        save(path, network.network.state_dict() | frame, {"config": network.network.config, "frame": True, **metadata})
+    else:
+        save(path, network.state_dict(), {"config": network.config, **metadata})
 
 
 def load_network(path: Path | str) -> tuple[RawNetwork, Metadata]:
@@ -147,8 +152,12 @@ def load_network(path: Path | str) -> tuple[RawNetwork, Metadata]:
     """
     tensors, metadata = read(path)
     try:
-        network = restore(tensors, **metadata["config"])
-    except (KeyError, TypeError, InvalidArgument) as error:
+        own = {name: each for name, each in tensors.items() if not name.startswith("frame.")}
+        network = restore(own, **metadata["config"])
+        if metadata.get("frame"):
+            coordinates = _taken(tensors, "frame.coordinates", Int[Tensor, " n"]).tolist()
+            network = Turned(network, PlaneFrame(coordinates, _taken(tensors, "frame.rates", Float[Tensor, " p"])))
+    except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path}: holds no network ({one_line(error)}): give the file of a network") from error
     return network.eval().requires_grad_(False), metadata
 

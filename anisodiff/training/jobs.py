@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anisodiff import pixels
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
-from anisodiff.errors import StageError
+from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
+from anisodiff.networks.turned import Turned
 from anisodiff.networks.unets import RawNetwork
-from anisodiff.objectives.losses import edm_loss, tlsm_loss, warp_loss
+from anisodiff.objectives.losses import edm_loss, kinetic, tlsm_loss, warp_loss
 from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.storage.files import Metadata
@@ -27,7 +28,9 @@ def plan_of(settings: TrainingSettings) -> TrainingPlan:
     """The training plan among a stage's settings."""
     names = ("kimg", "batch", "micro_batch", "ramp_kimg", "ema_kimg", "ema_ramp", "seed", "decay")
     path_ema_kimg = settings.path_ema_kimg if isinstance(settings, RunSettings) else 0.0  # a run has two averages
-    return TrainingPlan(**{name: getattr(settings, name) for name in names}, path_ema_kimg=path_ema_kimg)
+    freeze_after = settings.freeze_after if isinstance(settings, RunSettings) else 1.0
+    shared = {name: getattr(settings, name) for name in names}
+    return TrainingPlan(**shared, path_ema_kimg=path_ema_kimg, freeze_after=freeze_after)
 
 
 class BatchSampler:
@@ -106,8 +109,18 @@ def network_work(
     network.train().requires_grad_(True)
     network, path = compute.prepare(network), path.to(compute.device)
     run = settings if isinstance(settings, RunSettings) and LOSSES[settings.loss].learns_path else None
-    modules = {"network": network} | ({"path": path.schedule} if run else {})
-    rates = {"network": settings.learning_rate} | ({"path": run.path_learning_rate} if run else {})
+    modules: dict[str, nn.Module] = {"network": network}
+    rates = {"network": settings.learning_rate}
+    if isinstance(network, Turned):
+        modules, rates = {"network": network.network, "frame": network.frame}, rates | {"frame": settings.learning_rate}
+    path.subspaces.requires_grad_(False)
+    if run:
+        modules, rates = modules | {"path": path.schedule}, rates | {"path": run.path_learning_rate}
+        if run.learn_basis:
+            path.subspaces.requires_grad_(True)
+            with naming("learn_basis", "see the run's path and subspaces"):
+                path.require_learnable_basis()
+            modules, rates = modules | {"basis": path.subspaces}, rates | {"basis": run.basis_learning_rate}
     if network.shape != batches.images.shape:
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
@@ -135,22 +148,48 @@ def network_work(
             count = max(1, round(run.probe_fraction * schedule.piece))
             signs = torch.rand((run.probes, count, *shape[1:]), generator=generator) < 0.5
             drawn["probes"] = torch.where(signs, -1.0, 1.0)
+        if run.kinetic:
+            drawn["probe"] = torch.where(torch.rand(shape, generator=generator) < 0.5, -1.0, 1.0)
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
         if run:
             there = batches.moved(drawn)
-            return tlsm_loss(denoiser, c=run.c, through_level=through_level, **there).mean()
+            probe = there.pop("probe", None)
+            value = tlsm_loss(denoiser, c=run.c, through_level=through_level, weight=run.weight, **there).mean()
+            if run.kinetic and probe is not None:
+                value = value + _kinetic(denoiser, there, probe, run.kinetic)
+            return value
         return edm_loss(denoiser, **batches.moved(drawn)).mean()
 
     training = TrainingState(modules, rates)
     guard = None
     if run:
-        saved = NoisePath(path.subspaces, training.ema["path"], path.weights)
-        averaged = Denoiser(training.ema["network"], saved, space.sigma_data, compute.body)
+        averaged = Denoiser(saved_network(training), saved_path(training, path), space.sigma_data, compute.body)
         guard = _heldout_guard(averaged, batches, run, schedule)
     records = train(training, schedule, partial(draw_tlsm, run) if run else draw_edm, mean_loss, guard)
     return TrainingJob(training, schedule, records, path)
+
+
+def saved_network(training: TrainingState) -> RawNetwork:
+    """What is saved of a network: its average, in its frame where it has one."""
+    network = training.ema["network"]
+    return Turned(network, training.ema["frame"]) if "frame" in training.ema else network
+
+
+def saved_path(training: TrainingState, path: NoisePath) -> NoisePath:
+    """What is saved of a path: its schedule and its basis as averaged, or as they are where they are not trained."""
+    basis, schedule = training.ema.get("basis", path.subspaces), training.ema.get("path", path.schedule)
+    return NoisePath(basis, schedule, path.weights)
+
+
+def _kinetic(denoiser: Denoiser, drawn: Batch, probe: Tensor, factors: list[float]) -> Tensor:
+    """Kinetic energy of the flow and of its gradient, at the batch's own noisy images."""
+    path, labels = denoiser.path.for_labels(drawn.get("labels")), drawn.get("labels")
+    basis = path.subspaces.detached()
+    noisy = basis.from_pixels(drawn["x0"]) + path.scale(drawn["eps"], path.at(drawn["t"]).sigma)
+    energy, slope = kinetic(denoiser, noisy.detach(), drawn["t"], probe, labels)
+    return factors[0] * energy.mean() + factors[1] * slope.mean()
 
 
 def _heldout_guard(
@@ -171,7 +210,7 @@ def _heldout_guard(
 
     def loss() -> float:
         with torch.no_grad():
-            return float(tlsm_loss(denoiser, c=settings.c, **fixed).mean())
+            return float(tlsm_loss(denoiser, c=settings.c, weight=settings.weight, **fixed).mean())
 
     every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
     return EarlyStop(loss, every, settings.guard_tolerance)

@@ -25,6 +25,8 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, version, write_text
 from anisodiff.training import parallel
 
+FORWARD = ("path", "basis", "frame")  # modules of the forward process
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -39,6 +41,7 @@ class TrainingPlan:
         seed: of the draws; those of a piece depend on seed, step and its place in the batch alone.
         micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
         path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
+        freeze_after: share of the run after which the forward process (`FORWARD`) is held as it is.
         decay: of the rates in the second half: "continuous" halves them smoothly in every eighth of the run, as the
             published code does; "steps" at once, at half the run and at every further eighth.
     """
@@ -51,6 +54,7 @@ class TrainingPlan:
     seed: int
     micro_batch: int | None = None
     path_ema_kimg: float = 0.0
+    freeze_after: float = 1.0
     decay: str = "continuous"
 
     @property
@@ -70,8 +74,10 @@ class TrainingPlan:
     def piece_seed(self, step: int, piece: int) -> int:
         return (self.seed << 32) + step * self.pieces + piece
 
-    def rate(self, step: int) -> float:
-        """Factor on the learning rate: warm-up, constant to half the run, then halved with every eighth of it."""
+    def rate(self, step: int, module: str = "network") -> float:
+        """Factor on a module's rate: warm-up, constant to half the run, then halved with every eighth of it."""
+        if module in FORWARD and step >= self.freeze_after * self.steps:
+            return 0.0
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
         if self.decay == "steps":
             return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
@@ -79,7 +85,7 @@ class TrainingPlan:
 
     def ema_beta(self, step: int, module: str = "network") -> float:
         """Share of a module's average that a step leaves as it was; 0 where nothing is averaged."""
-        halflife = (self.path_ema_kimg if module == "path" else self.ema_kimg) * 1000
+        halflife = (self.path_ema_kimg if module in FORWARD else self.ema_kimg) * 1000
         if self.ema_ramp is not None:
             halflife = min(halflife, self.ema_ramp * (step + 1) * self.batch)
         return 0.5 ** (self.batch / max(halflife, 1e-8))
@@ -127,7 +133,10 @@ class TrainingState:
     def __post_init__(self) -> None:
         self.ema = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in self.modules.items()}
         self.good: dict[str, Tensor] = {}
-        groups = [{"params": list(self.modules[name].parameters()), "peak": rate} for name, rate in self.rates.items()]
+        groups = [
+            {"params": list(self.modules[name].parameters()), "peak": rate, "name": name}
+            for name, rate in self.rates.items()
+        ]
         self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=0.0)
 
     @property
@@ -231,7 +240,7 @@ def train(
                 yield {"step": training.step, "stopped_early": True, "heldout": training.heldout[-1][1]}
                 return
         for each in training.optimizer.param_groups:
-            each["lr"] = each["peak"] * schedule.rate(training.step)
+            each["lr"] = each["peak"] * schedule.rate(training.step, each["name"])
         training.optimizer.zero_grad(set_to_none=True)
         values = []
         for _ in mine:

@@ -108,7 +108,12 @@ def basis_of(subspaces: str | list[list[int]]) -> str | None:
     return subspaces.removeprefix("basis:") if named else None
 
 
-SUBSPACES = re.compile(r"(whole|block|radial:[0-9]+|basis:[a-z][a-z0-9-]*)\Z")
+def turns(subspaces: str | list[list[int]]) -> bool:
+    """Whether the basis can be learned: `separable:J` and `dense:J`."""
+    return isinstance(subspaces, str) and subspaces.startswith(("separable:", "dense:"))
+
+
+SUBSPACES = re.compile(r"(whole|block|(radial|separable|dense):[0-9]+|basis:[a-z][a-z0-9-]*)\Z")
 
 
 def _subspaces(value: Any) -> Any:

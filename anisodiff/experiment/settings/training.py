@@ -17,7 +17,7 @@ from anisodiff.experiment.settings.paths import (
     Schedules,
 )
 from anisodiff.networks.registry import NETWORKS
-from anisodiff.objectives.registry import LOSSES
+from anisodiff.objectives.registry import LOSSES, WEIGHTS
 
 KIMG = "thousands of images"
 
@@ -138,6 +138,34 @@ class RunSettings(TrainingSettings):
     probes: Whole = key("Random probes an image in the derivative of the flow.", 1, unit="probes", ge=1)
     probe_fraction: float = key(
         "Share of the batch on which the derivative of the flow is estimated.", 0.125, gt=0, le=1
+    )
+    weight: Annotated[str, OneOf(WEIGHTS)] = key(
+        "Weight of the flow's error for loss tlsm: tlsm; elbo, which bounds the likelihood; or simple, 1 in all "
+        "subspaces, which a path that learns can only follow with kinetic.",
+        "tlsm",
+    )
+    learn_basis: bool = key(
+        "Learn the basis too, of subspaces separable:J or dense:J, from a path whose schedules differ.", False
+    )
+    basis_learning_rate: float = key("Peak rate of Adam for the basis's angles.", 0.001, ge=0)
+    kinetic: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = key(
+        "Factors on the kinetic energy of the path's flow and on that of its gradient, which are added to the loss; "
+        "null leaves them out.",
+        None,
+    )
+    freeze_after: float = key(
+        "Share of the run after which path, basis and frame are held: 0.5 is the flexible process's mix training, 1 "
+        "its joint one.",
+        1.0,
+        gt=0,
+        le=1,
+    )
+    planes: Whole = key(
+        "Planes of two pixels each that the network's images turn in (FP-Drift), at learned rates from N(0, 1) on; 0 "
+        "turns nothing.",
+        0,
+        unit="planes",
+        ge=0,
     )
     guard_kimg: float = key(
         "Images between two checks of the held-out loss of what would be saved; the end of the run is checked too.",
