@@ -122,6 +122,20 @@ def path_time_grid(request: GridRequest) -> Levels:
     return uniform(request.path, request.points, request.warp, request.append_zero, last)
 
 
+def mean_karras_grid(request: GridRequest) -> Levels:
+    """Times at which the path's geometric-mean level is on EDM's polynomial grid; inner points at geometric means.
+
+    Raises:
+        InvalidArgument: the path has a schedule a class, and no common time.
+    """
+    if request.path.classes:
+        raise InvalidArgument("grid: a path with a schedule a class has no common mean level")
+    found, _ = at_mean_levels(
+        request.path, request.points, request.sigma_min, request.sigma_max, request.rho or 7.0, request.append_zero
+    )
+    return found
+
+
 def given_grid(request: GridRequest) -> Levels:
     """Levels by hand; see `given`."""
     if request.by_hand is None:
@@ -164,7 +178,14 @@ def uniform(
     return levels(sigmas[::2], sigmas[1::2], append_zero)
 
 
-def at_mean_levels(path: NoisePath, points: int, sigma_min: float, sigma_max: float) -> tuple[Levels, Tensor]:
+def at_mean_levels(
+    path: NoisePath,
+    points: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float = 7.0,
+    append_zero: bool = False,
+) -> tuple[Levels, Tensor]:
     """Times of a path at which its geometric-mean level is on EDM's polynomial grid: its levels, and those means.
 
     Args:
@@ -172,8 +193,10 @@ def at_mean_levels(path: NoisePath, points: int, sigma_min: float, sigma_max: fl
         points: nodes.
         sigma_min: the last mean level.
         sigma_max: the first.
+        rho: exponent of the polynomial grid.
+        append_zero: go on to 0.
     """
-    means = karras(points, 1, sigma_min, sigma_max, append_zero=False).nodes[:, 0, 0]
+    means = karras(points, 1, sigma_min, sigma_max, rho, append_zero=False).nodes[:, 0, 0]
     with torch.no_grad():
         nodes = path.table(path.mean.time_of(2 * means.log()))
-    return at(nodes), means
+    return at(nodes, append_zero), means

@@ -26,6 +26,7 @@ GRIDS = {
     "log-snr": Grid("grids.fixed:log_snr_grid", ends_at_min=True),
     "vp-time": Grid("grids.fixed:vp_time_grid", ends_at_min=True, takes=("rho",)),
     "path-time": Grid("grids.fixed:path_time_grid", in_path_time=True, takes=("last_level",)),
+    "mean-karras": Grid("grids.fixed:mean_karras_grid", ends_at_min=True, takes=("rho",)),
     "warped": Grid("grids.fixed:path_time_grid", in_path_time=True, takes=("last_level", "warp")),
     "searched": Grid("grids.gits:searched_grid", takes=("search",)),
     "given": Grid("grids.fixed:given_grid", takes=("levels",)),

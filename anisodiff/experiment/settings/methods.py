@@ -108,7 +108,8 @@ class MethodSettings(Section):
     path: Name = key("One of paths or a run.")
     grid: Annotated[str, OneOf(GRIDS)] = key(
         "Where the path is evaluated: EDM's polynomial, uniform in log sigma, in the time of the variance-preserving "
-        "process, in the path's time, in its warped time, at levels that a search found, or given by hand."
+        "process, in the path's time, at times when its mean level is on EDM's polynomial, in its warped time, at "
+        "levels that a search found, or given by hand."
     )
     solver: SolverName = key(
         "How a step is taken: euler is DDIM; heun, midpoint and dpm2 evaluate twice a step; the others once, and "
@@ -124,8 +125,8 @@ class MethodSettings(Section):
         None,
     )
     rho: Positive | None = key(
-        "Exponent of the grids karras (1 is uniform in sigma; null is 7) and vp-time (null is 1; DEIS is published "
-        "with 2).",
+        "Exponent of the grids karras and mean-karras (1 is uniform in sigma; null is 7) and vp-time (null is 1; DEIS "
+        "is published with 2).",
         None,
     )
     last_level: Positive | None = key(
