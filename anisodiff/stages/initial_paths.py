@@ -1,5 +1,6 @@
 """Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,9 +39,9 @@ def initial_path(
     if per_class and not images.classes:
         raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
 
-    def spectra() -> list[Tensor]:
-        variances = coefficient_variances(images, subspaces)
-        return [variances[:, subspaces.index == j].flatten() for j in range(subspaces.count)]
+    def spectra(of: Subspaces) -> list[Tensor]:
+        variances = coefficient_variances(images, of)
+        return [variances[:, of.index == j].flatten() for j in range(of.count)]
 
     request = ScheduleRequest(
         subspaces.count,
@@ -50,7 +51,7 @@ def initial_path(
         settings.knots,
         settings.c,
         classes=images.classes if per_class else 0,
-        spectra=spectra if isinstance(subspaces, Subspaces) else None,
+        spectra=partial(spectra, subspaces) if isinstance(subspaces, Subspaces) else None,
     )
     mend = "let another subspace hold its modes, or take kind karras"
     with naming(f"{images_folder}: subspaces {settings.subspaces}", mend):
@@ -76,7 +77,7 @@ def coefficient_variances(images: image_sets.Images, subspaces: Subspaces) -> Te
     Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
     """
     centre = next(images.parts())[0].to(torch.float64).mean(0)
-    total, squares = 0.0, 0.0
+    total = squares = torch.zeros_like(centre)
     for part, _ in images.parts():
         z = subspaces.dct((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)

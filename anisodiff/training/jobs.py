@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anisodiff import pixels
 from anisodiff.compute import Compute
@@ -106,7 +106,7 @@ def network_work(
     network.train().requires_grad_(True)
     network, path = compute.prepare(network), path.to(compute.device)
     run = settings if isinstance(settings, RunSettings) and LOSSES[settings.loss].learns_path else None
-    modules = {"network": network} | ({"path": path.schedule} if run else {})
+    modules: dict[str, nn.Module] = {"network": network, **({"path": path.schedule} if run else {})}
     rates = {"network": settings.learning_rate} | ({"path": run.path_learning_rate} if run else {})
     if network.shape != batches.images.shape:
         raise StageError(
@@ -171,7 +171,7 @@ def _heldout_guard(
 
     def loss() -> float:
         with torch.no_grad():
-            return float(tlsm_loss(denoiser, c=settings.c, **fixed).mean())
+            return float(tlsm_loss(denoiser, c=settings.c, through_level=False, **fixed).mean())
 
     every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
     return EarlyStop(loss, every, settings.guard_tolerance)
@@ -194,7 +194,13 @@ def warp_work(
         path: whose time is warped.
         batches: of the training images.
         compute: where, and in which precision.
+
+    Raises:
+        StageError: the window is of each budget, and not of one.
     """
+    steps = settings.steps
+    if isinstance(steps, str):
+        raise StageError(f"steps: {steps} is a warp for each budget: give the steps of one")
     path = path.to(compute.device).requires_grad_(False)
     denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
     warp = Warp(path, knots=settings.knots).to(compute.device)
@@ -206,13 +212,14 @@ def warp_work(
         drawn["eps"] = torch.randn(shape, generator=generator)
         uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
         drawn["start"] = uniform().clamp(min=1e-6)
-        window = (uniform() if settings.window == "uniform" else 1.0) / settings.steps
+        window = (uniform() if settings.window == "uniform" else 1.0) / steps
         drawn["end"] = (drawn["start"] - window).clamp(min=0)
         drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
-        return sum(warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))).mean()
+        discretisation, score_matching = warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))
+        return (discretisation + score_matching).mean()
 
     training = TrainingState({"warp": warp}, {"warp": settings.learning_rate})
     return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)
