@@ -39,6 +39,7 @@ lint: $(VENV)/made
 	ruff check .
 	ruff format --check .
 	lint-imports
+	basedpyright
 	snakefmt --check workflow
 	snakemake --lint
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from anisodiff.errors import InvalidArgument, StageError, Stopped
 from anisodiff.metrics.registry import FeatureFile
@@ -45,7 +45,8 @@ class _Stage(TyperCommand):
 
     def format_help(self, ctx, formatter) -> None:
         for each in self.params:
-            each.help = _filled(getattr(each, "help", None))
+            if isinstance(each, (TyperArgument, TyperOption)):
+                each.help = _filled(each.help)
         self.epilog = PAGE
         super().format_help(ctx, formatter)
 
@@ -534,10 +535,8 @@ def table(
     methods: Annotated[dict, _option(_several("MethodSettings"), "Settings of the methods.", "--methods")],
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
-    searches: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
-    likelihoods: Annotated[
-        dict, typer.Option(parser=_json, metavar="JSON", help="Files of likelihoods, by name.")
-    ] = "{}",
+    searches: Annotated[Any, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
+    likelihoods: Annotated[Any, _option(_json, "Files of likelihoods, by name.", "--likelihoods")] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables
@@ -639,7 +638,7 @@ def main() -> None:
         # every rank fails alike: one says why
         sys.exit(f"anisodiff: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except OSError as error:
-        mends = {
+        mends: dict[int | None, str] = {
             errno.ENOSPC: "free some space",
             errno.EDQUOT: "free some space",
             errno.EACCES: "give yourself write permission",

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anisodiff.errors import InvalidArgument
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import BatchPath, NoisePath
 
 
@@ -22,7 +23,9 @@ class Denoiser(nn.Module):
         body: precision of the network's body; everything else is in the precision of the states.
     """
 
-    def __init__(self, network: nn.Module, path: NoisePath, sigma_data: float = 0.5, body: torch.dtype = torch.float32):
+    def __init__(
+        self, network: RawNetwork, path: NoisePath, sigma_data: float = 0.5, body: torch.dtype = torch.float32
+    ):
         super().__init__()
         self.network, self.path, self.sigma_data, self.body = network, path, sigma_data, body
         self.evaluations = 0

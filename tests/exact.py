@@ -5,6 +5,7 @@ from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.schedules import KnotSchedule
 from anisodiff.paths.subspaces import Subspaces, partition
@@ -16,7 +17,7 @@ class Exact(Denoiser):
     """A denoiser that is given by its flow."""
 
     def __init__(self, path: NoisePath):
-        super().__init__(torch.nn.Identity(), path)
+        super().__init__(RawNetwork(), path)
 
     def denoise(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
         return z + self.path.scale(self.flow(z, g, labels), g.sqrt())

@@ -12,6 +12,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.experiment.settings import ImageSpace, PathSettings
 from anisodiff.grids import fixed
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import NoisePath, Warp
@@ -41,7 +42,7 @@ def path_of(*exponents: tuple[float, float], subspaces=None) -> NoisePath:
     return NoisePath(subspaces or Subspaces(partition(SIDE, "block")), KnotSchedule(logs if len(logs) > 1 else logs[0]))
 
 
-class Toy(torch.nn.Module):
+class Toy(RawNetwork):
     """A network that is not trained, and tells classes apart."""
 
     def __init__(self):

@@ -16,7 +16,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.grids.fixed import karras
 from anisodiff.methods import read_denoiser
-from anisodiff.networks.unets import SongUNet
+from anisodiff.networks.unets import RawNetwork, SongUNet
 from anisodiff.objectives.losses import edm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import edm_path
@@ -113,7 +113,7 @@ def test_noise_label_is_the_papers_for_two_subspaces():
     """sqrt(g_1 g_2) as the variance told to the network (paper, Section 4.3)."""
     seen = []
 
-    class Spy(torch.nn.Module):
+    class Spy(RawNetwork):
         def forward(self, x, noise_label, labels=None):
             seen.append(noise_label)
             return x

@@ -10,6 +10,7 @@ from torch import nn
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import tlsm_loss
 from anisodiff.objectives.path_gradient import flow_derivative
 from anisodiff.paths.noise_path import NoisePath
@@ -82,7 +83,7 @@ def test_probe_estimate_is_unbiased(kind):
     assert (error.abs() <= 4 * estimates.std(0) / len(estimates) ** 0.5 + 1e-9).all()
 
 
-class WrongNetwork(nn.Module):
+class WrongNetwork(RawNetwork):
     """Smooth, cubic in its input, and no denoiser of anything; it reads its noise label."""
 
     def __init__(self):

@@ -55,7 +55,8 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        return tuple(self.pixels.shape[1:])
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
 
     def split(self, heldout: int, seed: int = 0) -> tuple["Images", "Images"]:
         """Images to train on and `heldout` images never trained on, by a seeded permutation."""
@@ -135,7 +136,7 @@ def metadata_file(folder: Path | str) -> Path:
 @contextlib.contextmanager
 def writing(
     folder: Path, count: int, shape: tuple[int, int, int]
-) -> Iterator[tuple[Callable[[np.ndarray], None], dict[str, Any]]]:
+) -> Iterator[tuple[Callable[[np.ndarray], int], dict[str, Any]]]:
     """Write a folder of images: yields a function that adds the next, and a dict for `labels`, `classes` and more.
 
     Several processes may write one folder: each has a place of its own, and the folder is that of the last to finish.

@@ -22,7 +22,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -95,8 +95,10 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
 
 def _eight_bits(image: "Image.Image", name: str) -> np.ndarray:
     """Pixels as uint8, grey or RGB: of 16 bits the upper eight, as Pillow keeps of colours, and no transparency."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
     if image.mode.startswith(("I", "F")):
-        if image.format == "TIFF":  # of which some hold 12 bits, signed or 32, or white as 0
+        if isinstance(image, TiffImageFile):  # of which some hold 12 bits, signed or 32, or white as 0
             known = image.mode.startswith("I;16") and (image.tag_v2.get(258), image.tag_v2.get(262)) == ((16,), 1)
         else:
             known = image.mode != "F"
@@ -104,7 +106,7 @@ def _eight_bits(image: "Image.Image", name: str) -> np.ndarray:
             raise StageError(f"{name}: its pixels (mode {image.mode}) have no known range: convert it to 8 bits")
         return (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
     may_be_transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    if may_be_transparent and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if may_be_transparent and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         raise StageError(f"{name}: is transparent in places: put it on a background, or leave it out")
     return np.array(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
 
@@ -302,7 +304,10 @@ def _open_cifar(path: Path) -> Source:
             members = {each.name: each for each in archive if each.isreg()}
             for name in sorted(members):
                 if "/data_batch_" in name or name.endswith("/train"):
-                    batch = load_plain(archive.extractfile(members[name]).read(), f"{path}: {name}")
+                    held = archive.extractfile(members[name])
+                    if held is None:
+                        raise ValueError(f"{name} is no file")
+                    batch = load_plain(held.read(), f"{path}: {name}")
                     batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
                     rows = batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
                     if rows.dtype != np.uint8:
@@ -322,7 +327,7 @@ def _open_digits(name: Path) -> Source:
     """scikit-learn's `load_digits`: 1,797 scanned handwritten digits, 8x8, 17 grey levels, ten classes."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     return _from_arrays(name, np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.tolist())
 
 
@@ -408,7 +413,7 @@ def _fitted(names: Sequence[str], resolution: int | None, transform: str) -> lis
     return [_planes(fit(_read(name), resolution, transform)) for name in names]
 
 
-def _mapped(work: Callable, chunks: Iterable, read: Callable[[str], np.ndarray], workers: int) -> Iterator:
+def _mapped(work: Callable, chunks: Iterable, read: Callable[[str], np.ndarray], workers: int) -> Generator:
     """`map` in this process, or over several."""
     if workers == 1:
         _start_worker(read)
@@ -427,7 +432,7 @@ def _mapped(work: Callable, chunks: Iterable, read: Callable[[str], np.ndarray],
 
 def read_all(
     source: Source, resolution: int | None = None, transform: str = "none", workers: int = 1
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Every image of a source as `[C, H, W]`, in order, decoded and fitted by several processes.
 
     Raises:
@@ -513,7 +518,7 @@ def writing_zip(output: Path) -> Iterator[Callable[[int, np.ndarray, int | None]
     labels = []
     with atomic(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
 
-        def add(number: int, image: np.ndarray, label: int | None = None) -> None:
+        def add(number: int, image: np.ndarray, label: int | None) -> None:
             name = f"{number // 1000:05d}/img{number:08d}.png"
             png = io.BytesIO()
             pixels = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))

@@ -8,9 +8,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.pixels import to_unit
 
@@ -34,7 +35,7 @@ class ClosedForm(Denoiser):
     """
 
     def __init__(self, path: NoisePath):
-        super().__init__(nn.Identity(), path)
+        super().__init__(RawNetwork(), path)
 
     def estimate(self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Tensor | None) -> Tensor:
         """Mean of the clean coefficients given noisy ones, all in float64."""
@@ -88,8 +89,8 @@ class KernelDenoiser(ClosedForm):
     def mean(self, log_weights: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
         """The images' mean with these weights."""
         weights = log_weights.exp().split(CHUNK, dim=1)
-        found = sum(share @ part.flatten(1) for share, part in zip(weights, self._exact(), strict=True))
-        return found.reshape(-1, *self.images.shape[1:])
+        parts = (share @ part.flatten(1) for share, part in zip(weights, self._exact(), strict=True))
+        return sum(parts, log_weights.new_zeros(())).reshape(-1, *self.images.shape[1:])
 
     def estimate(self, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
         return self.mean(self.log_weights(z, g, labels))

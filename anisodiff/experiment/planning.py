@@ -127,11 +127,11 @@ def page(config: ExperimentSettings, jobs: Mapping[str, Mapping[str, int]], resu
         "Hours are of one device, summed over devices; each job adds its start (about a minute on a cluster).",
         "Disk: cells, networks with their resume states, training images, and the samples where they are kept.",
     ]
-    if None in whole.values():
-        statistics = whole["cell bytes"] / 1e9
+    statistics = whole["cell bytes"]
+    if statistics is not None and None in whole.values():
         notes.append(
             f"Hours and disk are known for a dataset when its speed is: make the target `throughput` (a few minutes a "
-            f"dataset, on the device that will do the work). Cells alone take {statistics:.1f} GB."
+            f"dataset, on the device that will do the work). Cells alone take {statistics / 1e9:.1f} GB."
         )
     return "\n".join([*lines, *notes])
 
@@ -141,7 +141,7 @@ def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join([row[0].ljust(widths[0]), *numbers, row[-1]])
 
 
-def _row(name: str, count: int, found: dict[str, int | float | None], device: str) -> list[str]:
+def _row(name: str, count: int, found: Mapping[str, int | float | None], device: str) -> list[str]:
     shown = lambda value, unit=1.0: "?" if value is None else f"{value / unit:,.1f}"  # noqa: E731
     numbers = [f"{found[key]:,.0f}" for key in ("images", "evaluations", "training images")]
     return [name, str(count), *numbers, shown(found["sampling hours"]), shown(found["training hours"]),

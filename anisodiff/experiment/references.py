@@ -2,7 +2,7 @@
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
-from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings
+from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings, TrainingSettings
 from anisodiff.experiment.settings.base import basis_of, turns
 from anisodiff.grids.registry import GRIDS
 from anisodiff.metrics.registry import FEATURES
@@ -39,9 +39,8 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                 )
     if clash := sorted((set(runs) & set(paths)) | ({"base"} & set(runs))):
         raise StageError(f"{where}.runs: {clash[0]!r} names a path or the base network too: rename the run")
-    trained = {f"runs.{name}": run for name, run in runs.items()} | {
-        f"warps.{name}": warp for name, warp in warps.items()
-    }
+    trained: dict[str, TrainingSettings] = {f"runs.{name}": run for name, run in runs.items()}
+    trained |= {f"warps.{name}": warp for name, warp in warps.items()}
     if dataset.pretrain is not None:
         trained["pretrain"] = dataset.pretrain
     for key, settings in trained.items():

@@ -45,7 +45,7 @@ def _renamed(node: Any, where: tuple[str, ...], found: dict[str, str]) -> Any:
         if new in node:
             new = key
         if new != key:
-            found.setdefault(key, _line((*where, key), key, new))
+            found.setdefault(key, _line((*where, key), key, str(new)))
         renamed[new] = _renamed(value, (*where, str(new)), found)
     return renamed
 

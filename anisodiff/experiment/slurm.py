@@ -68,8 +68,9 @@ def asked(
     """
     now, times = {key: first[key] for key in ("memory", "minutes")}, {"memory": 0, "minutes": 0}
     for log in logs:
-        key = {"time": "minutes", "memory": "memory"}.get(ended_by(log, now["minutes"], warning))
-        if key is not None:
+        ended = ended_by(log, now["minutes"], warning)
+        if ended is not None:
+            key = {"time": "minutes", "memory": "memory"}[ended]
             times[key] += 1
             now[key] = min(round(first[key] * growth ** times[key]), max(most[key], first[key]))
     return now

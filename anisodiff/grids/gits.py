@@ -196,6 +196,9 @@ def search(
             nodes of a way, or "joint" with all others of the way.
         student: step of the solver whose images count.
         most: evaluations for which images are made.
+
+    Raises:
+        InvalidArgument: images of a student are asked for, and there is no student.
     """
     began = time.perf_counter()
     trajectories = record_trajectory(denoiser, noise, levels, labels, SOLVERS[TEACHER].with_order(), keep_flows=True)
@@ -205,6 +208,8 @@ def search(
     ways = shortest(cost, gamma)
     programmed = time.perf_counter()
     if analytic == "images":
+        if student is None:
+            raise InvalidArgument("student: its images are asked for: give its step")
         few = {steps: way for steps, way in ways.items() if steps <= most}
         analytic_ways = analytic_step_by_images(few, trajectories, student)
     elif analytic == "joint":

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def efficientnet_lite0(file: Path, device: str) -> Features:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, LookupError) as error:
         raise StageError(f"{file}: holds no EfficientNet-Lite0 ({one_line(error)}): fetch it again") from error
-    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def features(images: Tensor) -> Tensor:
         x = _rgb(images).to(device, torch.float32, memory_format=torch.channels_last)
@@ -147,9 +148,10 @@ class Gaussian:
         Raises:
             StageError: they are no mean and covariance, or not finite.
         """
-        mean, covariance = tensors.get("mean"), tensors.get("covariance")
-        if not isinstance(mean, Float[Tensor, " d"]) or not isinstance(covariance, Float[Tensor, "rows columns"]):
+        kinds: dict[str, Any] = {"mean": Float[Tensor, " d"], "covariance": Float[Tensor, "rows columns"]}
+        if not all(isinstance(tensors.get(key), kind) for key, kind in kinds.items()):
             raise StageError(f"{name}: holds no reference statistics: give the file of the stage `reference`")
+        mean, covariance = tensors["mean"], tensors["covariance"]
         if covariance.shape != (len(mean), len(mean)):
             sizes = f"{len(mean)} features in its mean, {list(covariance.shape)} in its covariance"
             raise StageError(f"{name}: {sizes}: make it again")
@@ -258,7 +260,11 @@ class FeatureStatistics:
         Raises:
             StageError: they are no statistics.
         """
-        kinds = {"count": Int[Tensor, ""], "sum": Float64[Tensor, " d"], "outer": Float64[Tensor, " products"]}
+        kinds: dict[str, Any] = {
+            "count": Int[Tensor, ""],
+            "sum": Float64[Tensor, " d"],
+            "outer": Float64[Tensor, " products"],
+        }
         if not all(isinstance(tensors.get(key), kind) for key, kind in kinds.items()):
             raise StageError(f"{name}: holds no feature statistics: {checkpoints.MEND}")
         dimension = len(tensors["sum"])

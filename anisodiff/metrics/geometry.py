@@ -12,7 +12,8 @@ from torch import Tensor
 
 from anisodiff.grids.gits import from_chord
 
-DENOISERS = ("network", "kernel", "gaussian", "mixture")  # whose trajectories are measured, in this order
+# whose trajectories are measured, in this order
+DENOISERS: tuple[str, ...] = ("network", "kernel", "gaussian", "mixture")
 DIRECTIONS = 5  # beside the chord, that shapes are described in
 
 
@@ -101,7 +102,7 @@ def aligned(curve: Float[Tensor, "n b 3"]) -> tuple[Float[Tensor, "n b 3"], Floa
     planes = curve[..., 1:].numpy()
     sizes = np.linalg.norm(planes, axis=2).max(0)
     unit = planes / np.where(sizes > 0, sizes, 1)[:, None]
-    reference = unit[:, 0]
+    turned, reference = [], unit[:, 0]
     for _ in range(3):  # to the mean, which the turns change
         turned = [unit[:, b] @ orthogonal_procrustes(unit[:, b], reference)[0] for b in range(unit.shape[1])]
         reference = np.mean(turned, axis=0)

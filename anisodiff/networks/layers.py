@@ -5,7 +5,7 @@ Written afresh. Parameter and buffer names are those of the published networks, 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional
 Resample = Literal["up", "down"]
 # how a layer's weights start: Xavier-uniform times a gain with zero bias ("DDPM++"), or torch's default ("ADM")
 Gain = float | Literal["torch"]
+Weighted = TypeVar("Weighted", bound=nn.Linear | nn.Conv2d)
 
 
 class PositionalEmbedding(nn.Module):
@@ -24,6 +25,8 @@ class PositionalEmbedding(nn.Module):
         endpoint: let the last frequency be 1/10,000 itself (DDPM++) instead of stopping short of it (ADM).
         sines_first: order of the two halves.
     """
+
+    angular: Tensor
 
     def __init__(self, channels: int, endpoint: bool, sines_first: bool):
         super().__init__()
@@ -39,6 +42,8 @@ class PositionalEmbedding(nn.Module):
 class FourierEmbedding(nn.Module):
     """Sines and cosines of the noise label at fixed random frequencies, `[B]` -> `[B, channels]` (NCSN++)."""
 
+    freqs: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", torch.randn(channels // 2) * 16)
@@ -52,7 +57,7 @@ def _waves(angles: Tensor, sines_first: bool) -> Tensor:
     return torch.cat(halves if sines_first else halves[::-1], dim=1)
 
 
-def initialise(layer: nn.Module, gain: Gain) -> nn.Module:
+def initialise(layer: Weighted, gain: Gain) -> Weighted:
     """Weights of a new layer: Xavier-uniform times `gain` and zero bias, or left as torch drew them."""
     if gain != "torch":
         nn.init.xavier_uniform_(layer.weight)
@@ -83,7 +88,7 @@ def _filter(taps: Sequence[int]) -> Tensor:
 
 def _resampled(x: Tensor, resample: Resample | None, kernel: Tensor | None) -> Tensor:
     """Filtered and resampled by two. The box filter has kernels of its own, which are faster."""
-    if resample is None:
+    if resample is None or kernel is None:
         return x
     if kernel.shape[-1] == 2:
         return functional.avg_pool2d(x, 2) if resample == "down" else functional.interpolate(x, scale_factor=2)
@@ -101,9 +106,11 @@ class Resampling(nn.Module):
         taps: of the separable filter, (1, 1) or (1, 3, 3, 1).
     """
 
+    resample_filter: Tensor
+
     def __init__(self, resample: Resample, taps: Sequence[int]):
         super().__init__()
-        self.resample = resample
+        self.resample: Resample = resample
         self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,6 +129,8 @@ class Conv2d(nn.Conv2d):
         taps: of the resampling filter.
     """
 
+    resample_filter: Tensor | None
+
     def __init__(
         self,
         fan_in: int,
@@ -133,11 +142,11 @@ class Conv2d(nn.Conv2d):
     ):
         super().__init__(fan_in, fan_out, kernel, padding=kernel // 2)
         initialise(self, gain)
-        self.resample = resample
+        self.resample: Resample | None = resample
         self.register_buffer("resample_filter", _filter(taps) if resample else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_resampled(x, self.resample, self.resample_filter))
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(_resampled(input, self.resample, self.resample_filter))
 
 
 class FilteredConv2d(Conv2d):
@@ -146,10 +155,11 @@ class FilteredConv2d(Conv2d):
     def __init__(self, fan_in: int, fan_out: int, kernel: int, taps: Sequence[int]):
         super().__init__(fan_in, fan_out, kernel, resample="down", taps=taps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        size = self.resample_filter.shape[-1]
-        x = functional.conv2d(x, self.weight, self.bias, padding=self.padding[0] + (size - 1) // 2)
-        each = self.resample_filter.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.get_buffer("resample_filter")
+        padding = self.weight.shape[-1] // 2 + (kernel.shape[-1] - 1) // 2
+        x = functional.conv2d(input, self.weight, self.bias, padding=padding)
+        each = kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
         return functional.conv2d(x, each, stride=2, groups=x.shape[1])
 
 

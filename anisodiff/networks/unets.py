@@ -21,6 +21,7 @@ from anisodiff.networks.layers import (
     FilteredConv2d,
     FourierEmbedding,
     PositionalEmbedding,
+    Resample,
     Resampling,
     UNetBlock,
     initialise,
@@ -139,7 +140,7 @@ class SongUNet(RawNetwork):
         self.map_layer0 = initialise(nn.Linear(noise, emb), 1.0)
         self.map_layer1 = initialise(nn.Linear(emb, emb), 1.0)
 
-        def block(fan_in: int, fan_out: int, attended: bool = False, resample: str | None = None) -> UNetBlock:
+        def block(fan_in: int, fan_out: int, attended: bool = False, resample: Resample | None = None) -> UNetBlock:
             return UNetBlock(fan_in, fan_out, emb, resample, int(attended), dropout, resample_filter)
 
         attended_sides = () if attn_resolutions is None else attn_resolutions
@@ -181,7 +182,7 @@ class SongUNet(RawNetwork):
 
     def embedding(self, noise_label: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         emb = self.map_noise(noise_label)
-        if labels is not None:
+        if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(self._kept(labels) * math.sqrt(self.classes))
         elif self.map_label is not None:
             emb = emb + self.map_label.bias  # no class: a label of zeros
@@ -212,6 +213,8 @@ class SongUNet(RawNetwork):
             else:
                 x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
                 x = layer(x, emb)
+        if output is None:
+            raise InvalidArgument("network: its decoder has no output")
         return output
 
 
@@ -256,10 +259,10 @@ class DhariwalUNet(RawNetwork):
         self.map_layer0 = nn.Linear(model_channels, emb)
         self.map_layer1 = nn.Linear(emb, emb)
         self.map_label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
-        if label_dim:
+        if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
 
-        def block(fan_in: int, fan_out: int, attended: bool = False, resample: str | None = None) -> UNetBlock:
+        def block(fan_in: int, fan_out: int, attended: bool = False, resample: Resample | None = None) -> UNetBlock:
             return UNetBlock(fan_in, fan_out, emb, resample, fan_out // 64 * attended, dropout, adm=True)
 
         levels = _levels(img_resolution, model_channels, channel_mult)
@@ -291,7 +294,7 @@ class DhariwalUNet(RawNetwork):
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(functional.silu(self.map_layer0(emb)))
-        if labels is not None:
+        if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(self._kept(labels))
         return functional.silu(emb)
 

@@ -45,7 +45,7 @@ FILLS: tuple[dict[str, str], ...] = (  # of markers: methods that share path and
     {"fillstyle": "full", "markerfacecolor": "white"},
     *({"fillstyle": side, "markerfacecoloralt": "white"} for side in ("left", "right", "top", "bottom")),
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,

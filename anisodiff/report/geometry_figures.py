@@ -5,9 +5,9 @@ Sampling goes from left to right: levels fall along the axis.
 
 from collections.abc import Callable
 
-import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib import colors, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -151,15 +151,16 @@ def shapes(entries: Entries) -> Figure:
             axes.set_title(f"{name}: {NAMES[kind]}", fontsize=8, y=0.98)
             axes.tick_params(labelsize=5, pad=-3)
             for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-                axis.set_major_locator(mpl.ticker.MaxNLocator(3))
+                axis.set_major_locator(ticker.MaxNLocator(3))
             axes.set_xlabel("along the chord", fontsize=6, labelpad=-8)
             axes.set_ylabel("first", fontsize=6, labelpad=-9)
             axes.set_zlabel("second", fontsize=6, labelpad=-10)
             axes.invert_xaxis()
-            axes.set_box_aspect((1.6, 1, 1), zoom=0.9)
+            axes.set_box_aspect((1.6, 1, 1), zoom=0.9)  # pyright: ignore[reportArgumentType] - has no stubs, and 1 there
     words = "pixel values along the chord and in the first two directions; trajectories are turned about their chords"
     figure.text(0.5, 0.005, words, ha="center", fontsize=8)
-    figure.get_layout_engine().set(rect=(0.0, 0.03, 0.97, 0.97))  # which does not see the labels of three dimensions
+    # the layout does not see the labels of three dimensions
+    figure.set_layout_engine("constrained", rect=(0.0, 0.03, 0.97, 0.97))
     return figure
 
 
@@ -267,7 +268,7 @@ def gaussian_residuals(entries: Entries) -> Figure:
         (all_axes[0], phi.square(), "$\\varphi_k^2$"),
         (all_axes[1], (phi * projections_).square(), "$\\varphi_k^2 (u_k^T (x_T - \\mu))^2$"),
     ):
-        norm = mpl.colors.LogNorm(float(values.max()) * 1e-4, float(values.max()))
+        norm = colors.LogNorm(float(values.max()) * 1e-4, float(values.max()))
         mesh = axes.pcolormesh(means, index, values.T.clamp(min=norm.vmin), norm=norm, cmap="cividis", rasterized=True)
         figure.colorbar(mesh, ax=axes, location="top", shrink=0.9).ax.tick_params(labelsize=6)
         axes.set_title(title, fontsize=8, pad=22)
@@ -292,18 +293,19 @@ def convergence(files: dict[str, str], look: dict[str, Look]) -> Figure:
         files: method -> CSV of the stage `convergence`.
         look: of methods, from `looks`.
     """
+    read = {name: tables.read(file) for name, file in files.items()}
+    *_, last = read.values()
     figure, both = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True, sharey=True)
     for axes, kind, title in zip(both, ("state", "denoised"), ("states", "denoised estimates"), strict=True):
-        for name, file in files.items():
-            rows = tables.read(file)
+        for name, rows in read.items():
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(mine["evaluations"], mine["distance"], label=name, markersize=4, linewidth=1.2, **look[name])
-        distance_axis(axes, rows["features"].iloc[0])
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        distance_axis(axes, last["features"].iloc[0])
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.set_title(title, fontsize=9, loc="left")
         axes.label_outer()
     figure.supxlabel(
-        f"denoiser evaluations an image, of which the jump's is one ({rows['images'].iloc[0]} images; lower is better)",
+        f"denoiser evaluations an image, of which the jump's is one ({last['images'].iloc[0]} images; lower is better)",
         fontsize=9,
     )
     legend_beside(both[1])

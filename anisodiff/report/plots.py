@@ -1,7 +1,7 @@
 """The figures of a dataset, as SVG and PNG: readable in print, axes with units, colour-blind safe."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -105,7 +106,7 @@ def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFram
     return rows[rows["method"].isin(methods)].sort_values("nfe")
 
 
-def panels_of(methods: dict[str, tuple[str, str]]) -> list[list[str]]:
+def panels_of(methods: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Methods shared out to panels: those of a path together, and paths together while they are few."""
     by_path: dict[str, list[str]] = {}
     for name, (path, _) in methods.items():
@@ -125,7 +126,7 @@ def panels_of(methods: dict[str, tuple[str, str]]) -> list[list[str]]:
 
 def distance_against_nfe(
     tidy: pd.DataFrame,
-    methods: dict[str, tuple[str, str]],
+    methods: Mapping[str, Sequence[str]],
     look: dict[str, Look],
     published: pd.DataFrame,
 ) -> Figure:
@@ -179,12 +180,12 @@ def _hide(all_axes: np.ndarray, count: int) -> None:
     """Hide the panels after these; those above them get their labels."""
     for empty in range(count, all_axes.size):
         all_axes.flat[empty].set_visible(False)
-        above = all_axes.flat[empty - all_axes.shape[1]]
+        above = all_axes.flat[empty - len(all_axes[0])]
         above.tick_params(labelbottom=True)
         above.set_xlabel(NFE)
 
 
-def _path_title(names: list[str], methods: dict[str, tuple[str, str]]) -> str:
+def _path_title(names: list[str], methods: Mapping[str, Sequence[str]]) -> str:
     paths = list(dict.fromkeys(methods[name][0] for name in names))
     return f"path{'s' * (len(paths) > 1)} {', '.join(paths)}"
 
@@ -246,7 +247,7 @@ def _line(axes: Axes, tidy: pd.DataFrame, name: str, look: Look, label: str | No
 
 def _nfe_axis(axes: Axes, budgets: list[int], ratio: float = 1.11) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xticks(budgets, _apart(budgets, ratio))
     axes.set_xlabel(NFE)
 
@@ -295,7 +296,7 @@ def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str
     for name, t, g, style in _styled(paths, warps):
         for j in range(g.shape[2]):
             label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
-            dash = {"linestyle": DASHES[j % len(DASHES)]}
+            dash: Look = {"linestyle": DASHES[j % len(DASHES)]}
             every = {"markevery": (40 + 60 * j, 160), "markersize": 4}
             _band(axes, t * sigma_max**2, g[..., j].sqrt(), style)
             axes.plot(t * sigma_max**2, _middle(g[..., j]).sqrt(), label=label, linewidth=1.2, **(style | dash | every))

@@ -44,18 +44,18 @@ def distances(
     shards: dict[tuple, list] = {}
     for manifest in manifests:
         for cell in cells_of(manifest):
-            settings = checkpoints.header(cell).get("settings")
+            metadata = checkpoints.header(cell)
             try:
-                nfe, first = int(settings["nfe"]), int(settings["seeds"][0])
+                nfe, first = int(metadata["settings"]["nfe"]), int(metadata["settings"]["seeds"][0])
             except (LookupError, TypeError, ValueError) as error:
                 raise StageError(f"{cell}: holds no cell of a budget and seeds: {checkpoints.MEND}") from error
             shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
     rows = []
     for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
-        total, headers = None, []
+        total, headers = frechet.FeatureStatistics(0), []
         for _, cell in sorted(parts):  # one at a time in memory
             statistics, metadata = read_cell(cell)
-            total = statistics if total is None else total + statistics
+            total = total + statistics
             headers.append(metadata)
         if total.count != images:
             raise StageError(
@@ -257,9 +257,9 @@ def cost_page(spent: pd.DataFrame) -> str:
     """`costs` as a page for people."""
     head = ["method", "NFE", "distance", "s per 1,000 images", "images/s", "training, device hours", "device"]
     lines = [
-        [row.method, str(row.nfe), f"{row.mean:.2f}", f"{row.seconds_per_1000:.1f}", f"{row.images_per_second:.1f}",
-         f"{row.training_seconds / 3600:.3g}", row.device]
-        for row in spent.itertuples()
+        [row["method"], str(row["nfe"]), f"{row['mean']:.2f}", f"{row['seconds_per_1000']:.1f}",
+         f"{row['images_per_second']:.1f}", f"{row['training_seconds'] / 3600:.3g}", row["device"]]
+        for row in spent.to_dict("records")
     ]  # fmt: skip
     notes = (
         "Sampling with its features, averaged over seed ranges. Training: of network, path and warp since the base "
@@ -298,7 +298,7 @@ class Page:
     def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: Mapping[str, MethodSettings]):
         self.tidy, self.methods = tidy, methods
         self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
-        self.cell = {(row.method, row.nfe): row for row in tidy.itertuples()}
+        self.cell = {(row["method"], row["nfe"]): row for row in tidy.to_dict("records")}
         by_method = rows.groupby("method")
         self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
         self.usual = tidy["version"].mode()[0]
@@ -308,19 +308,19 @@ class Page:
         cell = self.cell.get((method, nfe))
         if cell is None:
             return ""
-        text = f"{cell.mean:.2f}"
-        if cell.ranges > 1:
-            text += f"{plus_minus}{cell.std:.2f}"
-        if cell.mean == self.mean[nfe].min():
+        text = f"{cell['mean']:.2f}"
+        if cell["ranges"] > 1:
+            text += f"{plus_minus}{cell['std']:.2f}"
+        if cell["mean"] == self.mean[nfe].min():
             text = bold.format(text)
-        return text + (dagger if cell.version != self.usual else "")
+        return text + (dagger if cell["version"] != self.usual else "")
 
     def _rows(self, bold: str, plus_minus: str, dagger: str, early: str) -> list[list[str]]:
         rows = []
         for method, settings in self.methods.items():
             name = method + (early if self.early[method] else "")
             made_of = [settings.network, settings.path, settings.grid, settings.solver]
-            entries = [self._entry(method, nfe, bold, plus_minus, dagger) for nfe in self.mean.columns]
+            entries = [self._entry(method, int(nfe), bold, plus_minus, dagger) for nfe in self.mean.columns]
             rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *self._bits(method), *entries])
         return rows
 
@@ -365,9 +365,9 @@ class Page:
         steps: dict[str, dict[str, list[int]]] = {}
         every = self.rows.reindex(columns=["method", "nfe", "last_from", "last_to"])  # early versions' do not say it
         known = every.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
-        for row in sorted(known.itertuples(), key=lambda row: list(self.methods).index(row.method)):
-            said = f"from {row.last_from:g} to 0" if row.last_to == 0 else f"to {row.last_to:g}"
-            steps.setdefault(said, {}).setdefault(row.method, []).append(row.nfe)
+        for row in sorted(known.to_dict("records"), key=lambda row: list(self.methods).index(row["method"])):
+            said = f"from {row['last_from']:g} to 0" if row["last_to"] == 0 else f"to {row['last_to']:g}"
+            steps.setdefault(said, {}).setdefault(row["method"], []).append(row["nfe"])
         budgets = self.rows.groupby("method")["nfe"].nunique()
 
         def named(method: str, nfes: list[int]) -> str:
@@ -387,8 +387,8 @@ class Page:
         for above, name in zip([None, *names], names, strict=False):
             cells = []
             for nfe in columns:
-                value = self.mean.loc[name, nfe]
-                before = self.mean.loc[above, nfe] if above else float("nan")
+                value = self.mean[nfe][name]
+                before = self.mean[nfe][above] if above else float("nan")
                 text = "" if pd.isna(value) else f"{value:.2f}"
                 cells.append(text if pd.isna(value - before) else f"{text} ({value - before:+.2f})")
             rows.append([name, self._added(above, name), *cells])

@@ -45,9 +45,11 @@ def node_distances(
     extract = frechet.extractor(*features, compute.device)
     levels = sampler.levels(nfe, sampler.files.grid(nfe, [nfe]))
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
+    evaluations: list[int] = []
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
         recorded = sampler.trajectory(padded, levels)
+        evaluations = recorded.evaluations
         for kind, nodes in (("state", recorded.states), ("denoised", recorded.denoise_every_node()[:above])):
             for node, z in enumerate(nodes):
                 with naming(f"node {node}", "train its network and path again with lower rates, or sample in float32"):
@@ -58,7 +60,7 @@ def node_distances(
         {
             "node": node,
             "kind": kind,
-            "evaluations": recorded.evaluations[node] + (kind == "denoised"),
+            "evaluations": evaluations[node] + (kind == "denoised"),
             "level": float(levels.nodes[node].mean()),
             "distance": frechet.distance(statistics.gaussian, truth),
             "images": statistics.count,

@@ -1,6 +1,7 @@
 """Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,10 +47,10 @@ def initial_path(
     if per_class and not images.classes:
         raise StageError(f"{images_folder}: the images have no labels: set schedules to shared")
 
-    def spectra() -> list[Tensor]:
-        variances = coefficient_variances(images, subspaces)
-        index = subspaces.index.expand_as(variances)
-        return [variances[index == j] for j in range(subspaces.count)]
+    def spectra(of: Subspaces | RotatedBasis) -> list[Tensor]:
+        variances = coefficient_variances(images, of)
+        index = of.index.expand_as(variances)
+        return [variances[index == j] for j in range(of.count)]
 
     request = ScheduleRequest(
         subspaces.count,
@@ -59,7 +60,7 @@ def initial_path(
         settings.knots,
         settings.c,
         classes=images.classes if per_class else 0,
-        spectra=spectra if isinstance(subspaces, Subspaces | RotatedBasis) else None,
+        spectra=partial(spectra, subspaces) if isinstance(subspaces, Subspaces | RotatedBasis) else None,
         fixed_ends=settings.ends == "fixed",
     )
     mend = "let another subspace hold its modes, or take kind karras"
@@ -86,7 +87,7 @@ def coefficient_variances(images: image_sets.Images, subspaces: Basis) -> Tensor
     Sums are of differences from the first images' mean: those of the images themselves lose digits where it is large.
     """
     centre = next(images.parts())[0].to(torch.float64).mean(0)
-    total, squares = 0.0, 0.0
+    total = squares = torch.zeros_like(centre)
     for part, _ in images.parts():
         z = subspaces.from_pixels((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)

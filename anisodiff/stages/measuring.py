@@ -104,14 +104,15 @@ def measure_geometry(
             found, trajectories[kind] = _measured(model, run if kind == "network" else run.alone())
             summary[kind] = _summary(found, means, noise[0].numel())
             tensors |= {f"{kind}.{key}": value for key, value in found.items()}
-    if "kernel" in models:
-        summary["kernel"]["data"] = len(models["kernel"].images)
+    kernel, gaussian = models.get("kernel"), models.get("gaussian")
+    if isinstance(kernel, KernelDenoiser):
+        summary["kernel"]["data"] = len(kernel.images)
         found, summary["network"]["close_to_optimum"] = _against_optimum(
-            denoiser, models["kernel"], trajectories["network"], trajectories["kernel"], run.alone().labels
+            denoiser, kernel, trajectories["network"], trajectories["kernel"], run.alone().labels
         )
         tensors |= found
-    if "gaussian" in models:
-        tensors |= _residuals(models["gaussian"], trajectories["gaussian"])
+    if isinstance(gaussian, GaussianDenoiser):
+        tensors |= _residuals(gaussian, trajectories["gaussian"])
     made = provenance({"dataset": space, "geometry": settings}, headers)
     made |= {"geometry": True, "summary": summary, "environment": compute.environment()}
     stored = {key: value.to(torch.float32) for key, value in tensors.items()}
@@ -127,7 +128,8 @@ def _closed_forms(
     train, _ = image_sets.load(folder).split(space.heldout)
     made: dict[str, Denoiser] = {}
     if "kernel" in kinds:
-        some = image_sets.Images(train.pixels, train.labels, train.classes, train.rows[: settings.data])
+        rows = torch.arange(len(train)) if train.rows is None else train.rows
+        some = image_sets.Images(train.pixels, train.labels, train.classes, rows[: settings.data])
         made["kernel"] = KernelDenoiser(path, some, device)
     for kind in ("gaussian", "mixture"):
         if kind in kinds:
@@ -143,9 +145,13 @@ def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory
     shapes, norms, first = [], [], None
     for noise, labels in run.batches():
         recorded = record_trajectory(model, noise, run.levels, labels, euler, keep_flows=True)
+        if recorded.flows is None:
+            raise StageError("geometry: no flows were kept")
         shapes.append(geometry.shape(recorded.states.flatten(2).cpu()))
         norms.append(recorded.flows.flatten(2).norm(dim=2).cpu() / noise[0].numel() ** 0.5)
         first = first or recorded
+    if first is None:
+        raise StageError("geometry: has no images: give one or more")
     join = lambda name, dim: torch.cat([getattr(each, name) for each in shapes], dim)  # noqa: E731
     found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
     found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
@@ -206,7 +212,7 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
     def project(z: Tensor) -> None:
         curve.append(torch.einsum("bd,bkd->bk", z.flatten(1).to("cpu", torch.float64) - points[1], frame))
 
-    noise, labels = (None if each is None else each[: run.shown] for each in (run.noise, run.labels))
+    noise, labels = run.noise[: run.shown], None if run.labels is None else run.labels[: run.shown]
     first = start(model, noise, run.fine, labels)
     project(first)
     solve(model, first, run.fine, euler, labels, lambda k, state: project(state.z))

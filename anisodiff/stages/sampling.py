@@ -144,7 +144,7 @@ def _make_cell(
             bar.update(len(chosen))
             if keep is not None:
                 for seed, image in zip(chosen, images.numpy(), strict=True):
-                    keep(seed, image)
+                    keep(seed, image, None)
     if statistics is None:
         raise StageError(f"{name}: no seeds: give a last seed that is not below the first")
     seconds = time.monotonic() - began
@@ -193,6 +193,8 @@ def statistics_of(images: Path, features: FeatureFile, compute: Compute) -> frec
             statistics = statistics or frechet.FeatureStatistics(found.shape[1])
             statistics.add(found)
             bar.update(len(part))
+    if statistics is None:
+        raise StageError(f"{images}: holds no images: make them again")
     return statistics
 
 

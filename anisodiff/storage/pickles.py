@@ -75,7 +75,7 @@ def _key(key: Any) -> Any:
     return key
 
 
-def _put(machine: pickle._Unpickler, items: list, onto: dict | None = None) -> None:
+def _put(machine: Any, items: list, onto: dict | None = None) -> None:
     """Add keys and values, one after the other, to the dict on top of the stack, or to one that is put there."""
     if onto is not None:
         machine.append(onto)
@@ -83,7 +83,7 @@ def _put(machine: pickle._Unpickler, items: list, onto: dict | None = None) -> N
         machine.stack[-1][_key(key)] = value
 
 
-def _add(machine: pickle._Unpickler) -> None:
+def _add(machine: Any) -> None:
     items = [_key(each) for each in machine.pop_mark()]
     machine.stack[-1].update(items)
 
@@ -191,7 +191,8 @@ def _text(value: Any) -> str:
 class _Restricted(pickle._Unpickler):  # in Python: the one in C allocates its memo as large as a file says
     def __init__(self, file: io.BytesIO, where: str, names: dict[tuple[str, str], Any], **options: Any):
         super().__init__(file, **options)
-        self.where, self.names, self.dispatch = where, names, _Operations()
+        self.where, self.names = where, names
+        self.dispatch = _Operations()  # pyright: ignore[reportAttributeAccessIssue] - each counts its own
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
@@ -207,7 +208,7 @@ class _Restricted(pickle._Unpickler):  # in Python: the one in C allocates its m
 def _storage(content: bytes, where: str) -> Tensor:
     """The one storage that `torch.save` wrote in its older format, flat: five pickles, a length, and bytes."""
     file = io.BytesIO(content)
-    names = {("torch", name): each for name, each in STORAGES.items()} | {"storage": True}
+    names: dict[Any, Any] = {("torch", name): each for name, each in STORAGES.items()} | {"storage": True}
     *_, saved, keys = [_Restricted(file, where, names).load() for _ in range(5)]
     dtype = saved[1]
     if not isinstance(dtype, torch.dtype) or len(keys) != 1:

@@ -210,7 +210,7 @@ def _heldout_guard(
 
     def loss() -> float:
         with torch.no_grad():
-            return float(tlsm_loss(denoiser, c=settings.c, weight=settings.weight, **fixed).mean())
+            return float(tlsm_loss(denoiser, c=settings.c, through_level=False, weight=settings.weight, **fixed).mean())
 
     every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
     return EarlyStop(loss, every, settings.guard_tolerance)
@@ -233,7 +233,13 @@ def warp_work(
         path: whose time is warped.
         batches: of the training images.
         compute: where, and in which precision.
+
+    Raises:
+        StageError: the window is of each budget, and not of one.
     """
+    steps = settings.steps
+    if isinstance(steps, str):
+        raise StageError(f"steps: {steps} is a warp for each budget: give the steps of one")
     path = path.to(compute.device).requires_grad_(False)
     denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
     warp = Warp(path, knots=settings.knots).to(compute.device)
@@ -245,13 +251,14 @@ def warp_work(
         drawn["eps"] = torch.randn(shape, generator=generator)
         uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
         drawn["start"] = uniform().clamp(min=1e-6)
-        window = (uniform() if settings.window == "uniform" else 1.0) / settings.steps
+        window = (uniform() if settings.window == "uniform" else 1.0) / steps
         drawn["end"] = (drawn["start"] - window).clamp(min=0)
         drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
-        return sum(warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))).mean()
+        discretisation, score_matching = warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))
+        return (discretisation + score_matching).mean()
 
     training = TrainingState({"warp": warp}, {"warp": settings.learning_rate})
     return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,10 @@ class TrainingState:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.ema = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in self.modules.items()}
+        # each of its module's own class
+        self.ema: dict[str, Any] = {
+            name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in self.modules.items()
+        }
         self.good: dict[str, Tensor] = {}
         groups = [
             {"params": list(self.modules[name].parameters()), "peak": rate, "name": name}

@@ -104,8 +104,9 @@ Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 def basis_of(subspaces: str | list[list[int]]) -> str | None:
     """Name of the basis that `subspaces: "basis:NAME"` asks for; None for a partition of the DCT."""
-    named = isinstance(subspaces, str) and subspaces.startswith("basis:")
-    return subspaces.removeprefix("basis:") if named else None
+    if isinstance(subspaces, str) and subspaces.startswith("basis:"):
+        return subspaces.removeprefix("basis:")
+    return None
 
 
 def turns(subspaces: str | list[list[int]]) -> bool:
