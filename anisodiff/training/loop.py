@@ -41,7 +41,8 @@ class TrainingPlan:
         micro_batch: images whose gradient is taken at a time; a step adds up such pieces. None is the whole batch.
         path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
         decay: of the rates in the second half: "continuous" halves them smoothly in every eighth of the run, as the
-            published code does; "steps" at once, at half the run and at every further eighth.
+            published code does; "steps" at once, at half the run and at every further eighth; "cosine" is half a
+            cosine down to 0 over the whole run.
     """
 
     kimg: float
@@ -69,11 +70,14 @@ class TrainingPlan:
         return self.batch // self.piece
 
     def piece_seed(self, step: int, piece: int) -> int:
-        return (self.seed << 32) + step * self.pieces + piece
+        """Seed of a piece's draws. Torch's CPU generator sees its low 32 bits only."""
+        return (self.seed * 0x9E3779B1 + step * self.pieces + piece) % 2**32
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rate: warm-up, constant to half the run, then halved with every eighth of it."""
+        """Factor on the learning rate: warm-up, then a cosine, or constant to half the run and halved every eighth."""
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
+        if self.decay == "cosine":
+            return ramp * (1 + math.cos(math.pi * step / self.steps)) / 2
         if self.decay == "steps":
             return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
         return ramp * 0.5 ** max(0.0, 8 * step * self.batch / (self.kimg * 1000) - 4)
