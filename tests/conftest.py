@@ -46,7 +46,7 @@ MATHEMATICS = [
     f"test_{name}.py"
     for name in (
         "class_paths", "closed_forms", "denoiser", "edm", "generation", "geometry", "gits", "losses", "models",
-        "multistep", "path_gradient", "schedules", "solvers", "subspaces",
+        "multistep", "path_gradient", "schedules", "solvers", "subspaces", "tuned",
     )
 ]  # fmt: skip
 

@@ -101,8 +101,8 @@ def test_each_class_keeps_its_own_schedule():
     together = solve(model, z, step.levels.for_labels(labels), step, labels)
     for which, label in enumerate((2, 0, 1, 0)):
         alone = NoisePath(path.subspaces, KnotSchedule(logs[label]))
-        lone = moved(tuned(alone, Levels(levels.nodes[:, label, None], levels.inner[:, label, None]),
-                           subspaces="radial:3"))()  # fmt: skip
+        alone_levels = Levels(levels.nodes[:, label, None], levels.inner[:, label, None])
+        lone = moved(tuned(alone, alone_levels, subspaces="radial:3"))()
         found = solve(gaussian(alone), z[which : which + 1], lone.levels, lone)
         torch.testing.assert_close(together[which], found[0], rtol=1e-11, atol=1e-12)
 
@@ -152,29 +152,27 @@ def test_an_analytic_first_step_costs_nothing_and_needs_no_label():
 
 @pytest.mark.parametrize("kind", ["block", "luma:whole", "luma:radial:2"])
 def test_a_step_by_hand(kind):
-    """Weights in every subspace of the solver, in the DCT and between luma and chroma."""
+    """DPM-Solver++(2M)'s weights, corrected in every subspace of the solver: of the DCT, and luma and chroma."""
     model = colour_denoiser()
     solver = moved(tuned(model.path, karras(4, 1, 0.1, 8.0, append_zero=False), subspaces=kind))
-    step, z = solver(), normal(2, 3, SIDE, SIDE)
-    ends = [z]
-    solve(model, z, step.levels, step, watch=lambda k, state: ends.append(state.z))
-    dct = Subspaces(partition(SIDE, "block")).dct
+    step, states = solver(), [normal(2, 3, SIDE, SIDE)]
+    solve(model, states[0], step.levels, step, watch=lambda k, state: states.append(state.z))
+    estimates = [model.denoise(states[k], step.told[k].square()) for k in (1, 0)]
+    before, sigma, after = (float(node) for node in step.levels.nodes[:3, 0, 0])
+    reach = math.log(sigma / after) / (2 * math.log(before / sigma))
+    theory = [after / sigma, (1 - after / sigma) * (1 + reach), (after / sigma - 1) * reach]
+
+    coloured, bands = kind.startswith("luma:"), partition(SIDE, kind.removeprefix("luma:"))
     grey = lambda x: x.mean(1, keepdim=True).expand_as(x)  # noqa: E731
-    band = partition(SIDE, kind.removeprefix("luma:"))
-    told = [level.square() for level in step.told]
-    estimates = [model.denoise(ends[k], told[k]) for k in (1, 0)]
-    sigma, after = step.levels.nodes[1:3, 0, 0]
-    earlier = step.levels.nodes[0, 0, 0]
-    h, before = math.log(sigma / after), math.log(earlier / sigma)
-    theory = [after / sigma, (1 - math.exp(-h)) * (1 + h / (2 * before)), -(1 - math.exp(-h)) * h / (2 * before)]
-    for which in range(int(band.max()) + 1):
-        for part in range(2 if kind.startswith("luma:") else 1):
-            only = (lambda x: x, ) if not kind.startswith("luma:") else (grey, lambda x: x - grey(x))  # fmt: skip
-            picked = lambda x: dct(only[part](x)) * (band == which)  # noqa: B023, E731
-            column = 2 * which + part if kind.startswith("luma:") else which
-            weights = [a + 0.1 * d for a, d in zip(theory, solver.coefficients[1, :, column], strict=False)]
-            expected = sum(w * picked(each) for w, each in zip(weights, (ends[1], *estimates), strict=True))
-            torch.testing.assert_close(picked(ends[2]), expected, rtol=1e-10, atol=1e-10)
+    colours = (grey, lambda x: x - grey(x)) if coloured else (lambda x: x,)
+    dct = Subspaces(partition(SIDE, "block")).dct
+    places = list(itertools.product(range(int(bands.max()) + 1), colours))
+    assert len(places) == solver.cells.bands
+    for corrections, (band, colour) in zip(solver.coefficients[1].T, places, strict=True):
+        weights = torch.tensor(theory, dtype=torch.float64) + 0.1 * corrections[:3]
+        parts = [dct(colour(each)) * (bands == band) for each in (states[2], states[1], *estimates)]
+        expected = sum(weight * part for weight, part in zip(weights, parts[1:], strict=True))
+        torch.testing.assert_close(parts[0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_steps_of_flows_are_the_interval_times_weighted_flows():
@@ -225,7 +223,7 @@ def gradients_agree(solver: TunedSolver, model, noise: torch.Tensor, labels=None
             assert parameter.grad is None
             continue
         flat, slope = parameter.data.view(-1), parameter.grad.view(-1)
-        for index in {0, len(flat) // 2, len(flat) - 1, int(slope.abs().argmax())}:
+        for index in {len(flat) // 2, int(slope.abs().argmax())}:
             sides = []
             for h in (1e-5, -1e-5):
                 flat[index] += h
@@ -239,8 +237,10 @@ def gradients_agree(solver: TunedSolver, model, noise: torch.Tensor, labels=None
     return matter
 
 
-@pytest.mark.parametrize("append_zero", [False, True])
-@pytest.mark.parametrize(("kind", "theory"), [("whole", "dpmpp"), ("radial:3", "dpmpp"), ("radial:3", "ipndm")])
+@pytest.mark.parametrize(
+    ("kind", "theory", "append_zero"),
+    [("whole", "dpmpp", False), ("radial:3", "dpmpp", True), ("radial:3", "ipndm", False)],
+)
 def test_gradients_are_those_of_finite_differences(kind, theory, append_zero):
     """J = 1 and 3, of the path and of the solver."""
     model = denoiser(kind)
@@ -324,7 +324,7 @@ def test_tuned_levels_are_as_good_as_the_best_by_brute_force():
     best = float(errors[two[..., 0] < one[..., 0]].min())
     solver = tuned(model.path, given([FIRST, 2.0, 0.5, 0.0], 1), learn=["levels"])
     start = mean_error(model, solver, pairs, squared_error, 1)
-    tune(model, [solver], pairs, 100, 0.1)
+    tune(model, [solver], pairs, 150, 0.2)
     found = mean_error(model, solver, pairs, squared_error, 1)
     assert best * 0.995 < found < 1.01 * best < 0.5 * start
     assert (solver.coefficients == 0).all()
@@ -351,7 +351,7 @@ def test_tuned_coefficients_are_the_best_three_step_linear_solvers(kind):
         fits = [optimize.least_squares(residual, random.normal(size=6), xtol=1e-15, ftol=1e-15) for _ in range(40)]
         best += 2 * min(fit.cost for fit in fits)
     start = mean_error(model, solver, pairs, squared_error, 1)
-    tune(model, [solver], pairs, 300, 1.0)
+    tune(model, [solver], pairs, 250, 1.0)
     found = mean_error(model, solver, pairs, squared_error, 1)
     assert best * 0.995 < found < 1.01 * best < 0.2 * start
 
@@ -369,12 +369,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def pairs(model):
-    return network_pairs(model, range(100, 132))
+    return network_pairs(model, range(100, 116))
 
 
 @pytest.fixture(scope="module")
 def heldout(model):
-    return network_pairs(model, range(200, 216))
+    return network_pairs(model, range(200, 208))
 
 
 def few_steps(model, **options) -> TunedSolver:
@@ -394,17 +394,16 @@ def test_tuning_is_never_worse_on_held_out_pairs_than_its_start(model, pairs, he
     assert mean_error(model, solver, heldout, squared_error, 8) == pytest.approx(min(looks) * start)
 
 
-@pytest.mark.parametrize("kind", ["whole", "radial:4"])
-def test_tuning_helps_on_a_network(model, pairs, heldout, kind):
-    solver = few_steps(model, subspaces=kind)
-    start = mean_error(model, solver, heldout, squared_error, 16)
-    list(tuning_work(model, [solver], pairs, heldout, tuning_plan(30, 16, warm_up=3)).records)
-    assert mean_error(model, solver, heldout, squared_error, 16) < 0.7 * start
+def test_tuning_helps_on_a_network(model, pairs, heldout):
+    solver = few_steps(model, subspaces="radial:4")
+    start = mean_error(model, solver, heldout, squared_error, 8)
+    list(tuning_work(model, [solver], pairs, heldout, tuning_plan(12, 8, warm_up=2), every=4).records)
+    assert mean_error(model, solver, heldout, squared_error, 8) < 0.9 * start
 
 
 def test_stopped_and_gone_on_it_ends_with_the_same_numbers(model, pairs, heldout):
     """From the state's tensors and metadata; and all of it is the seed's."""
-    plan = tuning_plan(8, 8, warm_up=2)
+    plan = tuning_plan(8, 4, warm_up=2)
 
     def work(solver: TunedSolver, plan=plan):
         return tuning_work(model, [solver], pairs, heldout, plan, every=3)
@@ -420,7 +419,7 @@ def test_stopped_and_gone_on_it_ends_with_the_same_numbers(model, pairs, heldout
     for one, other in zip(through.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     other_seed = few_steps(model)
-    list(work(other_seed, tuning_plan(8, 8, warm_up=2, seed=1)).records)
+    list(work(other_seed, tuning_plan(8, 4, warm_up=2, seed=1)).records)
     assert not torch.equal(other_seed.coefficients, through.coefficients)
 
 
@@ -430,7 +429,7 @@ def test_budgets_share_a_curve(model, pairs, heldout):
     solvers = [TunedSolver(model.path, CurveLevels(curve, points), learn=["levels"]) for points in (4, 6)]
     assert torch.allclose(solvers[1]().levels.nodes, levels.nodes[::3])  # uniform in log sigma: linear between knots
     starts = [mean_error(model, solver, heldout, squared_error, 16) for solver in solvers]
-    list(tuning_work(model, solvers, pairs, heldout, tuning_plan(16, 16, warm_up=3), rate=0.1, every=4).records)
+    list(tuning_work(model, solvers, pairs, heldout, tuning_plan(8, 8, warm_up=2), rate=0.1, every=4).records)
     ends = [mean_error(model, solver, heldout, squared_error, 16) for solver in solvers]
     assert sum(end / start for end, start in zip(ends, starts, strict=True)) < 1.9
     assert torch.equal(solvers[0].levels.curve.theta, solvers[1].levels.curve.theta)
@@ -482,7 +481,7 @@ def test_a_pair_is_its_seed(model, pairs):
     assert torch.equal(alone.noise, noise)
     assert torch.equal(alone.labels, labels)
     assert torch.equal(alone.images, pairs.images[7:9])
-    assert len(pairs) == 32
+    assert len(pairs) == 16
 
 
 def test_a_students_images_are_those_of_the_sampler(model, pairs):
