@@ -356,9 +356,9 @@ def test_tuned_coefficients_are_the_best_three_step_linear_solvers(kind):
     assert best * 0.995 < found < 1.01 * best < 0.2 * start
 
 
-def network_pairs(model, seeds: range, labelled: bool = True) -> Pairs:
+def network_pairs(model, seeds: range) -> Pairs:
     levels = karras(8, model.path.subspaces.count, 0.01, 80.0)
-    parts = teacher_pairs(model, levels, SOLVERS["heun"].with_order(), seeds, labelled, 8)
+    parts = teacher_pairs(model, levels, SOLVERS["heun"].with_order(), seeds, (2, 8, 8), 3, 8)
     return joined(list(parts))
 
 
@@ -570,6 +570,6 @@ def test_other_paths_and_budgets_are_refused_in_a_line(model):
 def test_a_teacher_that_is_the_start_is_refused(model):
     solver = few_steps(model)
     step = solver()
-    own = joined(list(teacher_pairs(model, step.levels, step, range(4), False, 4)))
+    own = joined(list(teacher_pairs(model, step.levels, step, range(4), (2, 8, 8), 0, 4)))
     with pytest.raises(InvalidArgument, match="teacher: its images are those of the start: take a larger budget"):
         tuning_work(model, [solver], own, own, tuning_plan(2, 4))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
-from anisodiff.solvers.generation import draw_for, final_states, start
+from anisodiff.solvers.generation import draw, final_states, start
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step
 from anisodiff.solvers.tuned import TunedStep
 
@@ -36,17 +36,15 @@ class Pairs:
 
     def take(self, index: Tensor | slice, device: str | torch.device = "cpu") -> "Pairs":
         """Some of them, on a device."""
-        return Pairs(*(None if each is None else each[index].to(device) for each in self._tensors))
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        return self.noise, self.labels, self.images
+        labels = None if self.labels is None else self.labels[index].to(device)
+        return Pairs(self.noise[index].to(device), labels, self.images[index].to(device))
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
     """The pairs of several batches in one."""
-    noise, labels, images = zip(*(part._tensors for part in parts), strict=True)
-    return Pairs(torch.cat(noise), None if labels[0] is None else torch.cat(labels), torch.cat(images))
+    labels = [part.labels for part in parts if part.labels is not None]
+    noise, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("noise", "images"))
+    return Pairs(noise, torch.cat(labels) if labels else None, images)
 
 
 def teacher_pairs(
@@ -54,7 +52,8 @@ def teacher_pairs(
     levels: Levels,
     step: Step,
     seeds: Sequence[int],
-    labelled: bool,
+    shape: tuple[int, int, int],
+    classes: int,
     batch: int,
     device: str = "cpu",
     **options: bool,
@@ -66,15 +65,14 @@ def teacher_pairs(
         levels: its grid.
         step: its solver's step.
         seeds: one a pair, far from those that are judged.
-        labelled: draw the network's classes.
+        shape: channels, height, width.
+        classes: number of classes; 0 for an unconditional network.
         batch: images at a time.
         device: where to compute.
         options: keyword arguments of `solve`.
     """
-    network = teacher.network
-    classes = network.classes if labelled else 0
-    for chosen, z in final_states(teacher, levels, step, seeds, network.shape, classes, batch, device, **options):
-        noise, labels = draw_for(teacher, chosen, labelled, "cpu")
+    for chosen, z in final_states(teacher, levels, step, seeds, shape, classes, batch, device, **options):
+        noise, labels = draw(chosen, shape, classes)
         yield Pairs(noise, labels, teacher.path.to_pixels(z)[: len(chosen)].cpu())
 
 

@@ -42,6 +42,9 @@ class FreeLevels(nn.Module):
         per_subspace: each subspace of the path has corrections of its own; or else all share them.
     """
 
+    first: Tensor
+    start: Tensor
+
     def __init__(self, start: Levels, per_subspace: bool = False):
         super().__init__()
         nodes = start.nodes.to(torch.float64)
@@ -66,6 +69,8 @@ class CurveLevels(nn.Module):
         points: nodes above 0.
         append_zero: go on to 0.
     """
+
+    places: Tensor
 
     def __init__(self, curve: KnotSchedule, points: int, append_zero: bool = False):
         super().__init__()
@@ -120,24 +125,29 @@ class Cells(nn.Module):
         InvalidArgument: an unknown kind, or one of the DCT on a path over principal subspaces.
     """
 
+    index: Tensor | None
+    band: Tensor
+    part: Tensor
+    modes: Tensor
+    colours: Tensor
+
     def __init__(self, subspaces: Subspaces | PcaSubspaces, kind: str | list):
         super().__init__()
-        self.colour = isinstance(kind, str) and kind.startswith("luma:")
-        self.transforms = False
-        self.register_buffer(
-            "index", None, persistent=False
-        )  # cell of each coefficient, [C or 1, H, W]; None for the path's subspaces
+        table = kind.removeprefix("luma:") if isinstance(kind, str) else kind
+        self.colour, self.transforms, index = table != kind, False, None
         if kind in ("path", "whole"):
             part = torch.arange(subspaces.count)
             band = part if kind == "path" else torch.zeros_like(part)
         elif isinstance(subspaces, PcaSubspaces):
             raise InvalidArgument(f"subspaces: {kind} is of the DCT, the path's are principal: use path or whole")
         else:
-            own = partition(subspaces.size, kind.removeprefix("luma:") if self.colour else kind).to(subspaces.index)
+            of_path = subspaces.get_buffer("index")
+            own = partition(subspaces.size, table).to(of_path.device)
             own = torch.stack([2 * own, 2 * own + 1, 2 * own + 1]) if self.colour else own[None]
-            present, self.index = (own * subspaces.count + subspaces.index).unique(return_inverse=True)
+            present, index = (own * subspaces.count + of_path).unique(return_inverse=True)
             band, part = present // subspaces.count, present % subspaces.count
-            self.transforms = subspaces.count == 1 and bool((self.index != self.index[:, :1, :1]).any())
+            self.transforms = subspaces.count == 1 and bool((index != index[:, :1, :1]).any())
+        self.register_buffer("index", index, persistent=False)  # cell of each coefficient; None for the path's
         self.register_buffer("band", band, persistent=False)  # the solver's subspace that a cell is in
         self.register_buffer("part", part, persistent=False)  # the path's
         self.register_buffer("modes", dct_matrix(subspaces.size), persistent=False)
@@ -224,7 +234,7 @@ class TunedStep:
 
 def _of(values: Float[Tensor, "l m"], labels: Float[Tensor, "b k"] | None) -> Float[Tensor, "_ m"]:
     """Each image's row, by its class, of one row for all or one a class."""
-    return values if len(values) == 1 else values[labels.argmax(1)]
+    return values if len(values) == 1 or labels is None else values[labels.argmax(1)]
 
 
 class TunedSolver(nn.Module):
@@ -246,6 +256,8 @@ class TunedSolver(nn.Module):
     Raises:
         InvalidArgument: nothing to learn, something unknown, or levels for another number of subspaces.
     """
+
+    mean_weights: Tensor
 
     def __init__(
         self,
