@@ -44,7 +44,8 @@ MATHEMATICS = [
     f"test_{name}.py"
     for name in (
         "class_paths", "closed_forms", "denoiser", "edm", "generation", "geometry", "gits", "losses", "models",
-        "moving_path", "multistep", "path_gradient", "rotated_bases", "schedules", "solvers", "subspaces",
+        "flexible_process", "likelihood", "moving_path", "multistep", "path_gradient", "rotated_bases", "schedules",
+        "solvers", "stochastic", "subspaces", "toys", "tuned", "turned",
     )
 ]  # fmt: skip
 

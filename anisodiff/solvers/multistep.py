@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,11 +18,51 @@ from torch import Tensor
 
 from anisodiff.grids.fixed import VpTime
 from anisodiff.grids.levels import Levels
-from anisodiff.solvers.singlestep import UNEVEN, ProbabilityFlow, State, euler
+from anisodiff.solvers.singlestep import UNEVEN, ProbabilityFlow, State
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 Variable = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Theory:
+    """The weights of a linear multistep solver, `z_next = carry z + sum_i w_i value_i`, in each subspace.
+
+    Attributes:
+        weights: of the values at `nodes`, the latest first, in the step from the first of them to `end`:
+            `(nodes, end, mean)` to one `[B or 1, J]` a node. Of flows they are `-w_i`.
+        of_flows: values are flows; or else estimates of the clean image, and the last steps are of lower order.
+    """
+
+    weights: Callable[[Sequence[Tensor], Tensor, Variable], list[Tensor]]
+    of_flows: bool = False
+
+    def step(self, levels: Levels, k: int, known: int, mean: Variable) -> tuple[Tensor | None, list[Tensor]]:
+        """The state's weight, where it is not 1, and those of the values, the latest first, in step k.
+
+        Args:
+            levels: the grid.
+            k: index of the step.
+            known: number of values that may be used.
+            mean: mean level `[B, 1]` of levels `[B, J]`.
+        """
+        start, end = levels.nodes[k], levels.nodes[k + 1]
+        if levels.ends_at_zero(k):
+            return (None, [start]) if self.of_flows else (torch.zeros_like(start), [torch.ones_like(start)])
+        count = known if self.of_flows else min(known, levels.steps - k)
+        weights = self.weights([levels.nodes[k - back] for back in range(count)], end, mean)
+        return (None, [-each for each in weights]) if self.of_flows else (end / start, weights)
+
+
+def _linear(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int, theory: Theory) -> State:
+    value = problem.flow if theory.of_flows else problem.denoised
+    values = (value(state.z, levels.nodes[k]), *state.history)[:order]
+    carry, weights = theory.step(levels, k, len(values), problem.mean)
+    z = state.z if carry is None else problem.scale(state.z, carry)
+    for each, weight in zip(values, weights, strict=False):
+        z = z + problem.scale(each, weight)
+    return State(z, values)
 
 
 def ipndm(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
@@ -29,7 +70,7 @@ def ipndm(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order:
 
     Zhang and Chen 2023 (arXiv:2204.13902). Of its order on levels that are uniform in sigma.
     """
-    return _extrapolate_flow(problem, state, k, levels, order, weights_of_equal_steps)
+    return _linear(problem, state, k, levels, order, THEORIES["ipndm"])
 
 
 def ipndm_v(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
@@ -37,23 +78,28 @@ def ipndm_v(problem: ProbabilityFlow, state: State, k: int, levels: Levels, orde
 
     From order 3 on the published code has other weights, by a misplaced bracket; these are the method's.
     """
-    return _extrapolate_flow(problem, state, k, levels, order, weights_in_sigma)
+    return _linear(problem, state, k, levels, order, THEORIES["ipndm-v"])
 
 
 def deis(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
     """DEIS-tAB: polynomials in the time of the variance-preserving process (Zhang and Chen 2023, arXiv:2204.13902)."""
-    return _extrapolate_flow(problem, state, k, levels, order, weights_in_vp_time)
+    return _linear(problem, state, k, levels, order, THEORIES["deis"])
 
 
-def _extrapolate_flow(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int, weights) -> State:
-    if levels.ends_at_zero(k):
-        return euler(problem, state, k, levels)
-    flows = (problem.flow(state.z, levels.nodes[k]), *state.history)[:order]
-    nodes = [levels.nodes[k - back] for back in range(len(flows))]
-    z = state.z
-    for flow, weight in zip(flows, weights(nodes, levels.nodes[k + 1], problem.mean), strict=True):
-        z = z - problem.scale(flow, weight)
-    return State(z, flows)
+def dpmpp(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
+    """DPM-Solver++ 2M and 3M as published (Lu et al. 2022, arXiv:2211.01095), of order 2 both.
+
+    The last steps are of lower order, as they advise. 3M takes half of the second derivative, `exp_ab` the whole.
+    """
+    return _linear(problem, state, k, levels, order, THEORIES["dpmpp"])
+
+
+def exp_ab(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
+    """Exponential Adams-Bashforth: the polynomial through the estimates in log sigma, integrated exactly.
+
+    DPM-Solver++(3M) with the whole of the second derivative, of order 3. The last steps are of lower order.
+    """
+    return _linear(problem, state, k, levels, order, THEORIES["exp-ab"])
 
 
 def weights_of_equal_steps(nodes: Sequence[Tensor], end: Tensor, _: Variable) -> list[Tensor]:
@@ -162,34 +208,29 @@ def _lagrange(places: Sequence[Tensor], which: int, at: Tensor) -> Tensor:
     return value
 
 
-def dpmpp(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
-    """DPM-Solver++ 2M and 3M as published (Lu et al. 2022, arXiv:2211.01095), of order 2 both.
+def weights_of_dpmpp(nodes: Sequence[Tensor], end: Tensor, mean: Variable) -> list[Tensor]:
+    """Weights of estimates of DPM-Solver++, of up to three; see `weights_of_estimates`.
 
-    The last steps are of lower order, as they advise. 3M takes half of the second derivative, `exp_ab` the whole.
+    Divided differences of the estimates in the log of the mean level, in units of the step, times the functions phi of
+    each subspace's own step.
+
+    Args:
+        nodes: levels `[B, J]` at which estimates are known, the latest first; the step starts there.
+        end: levels at which it ends.
+        mean: mean level `[B, 1]` of levels `[B, J]`.
     """
-    if levels.ends_at_zero(k):
-        return euler(problem, state, k, levels)
-    sigma, sigma_next = levels.nodes[k], levels.nodes[k + 1]
-    estimates = (problem.denoised(state.z, sigma), *state.history)[:order]
-    used = estimates[: levels.steps - k]
-    phi_1, phi_2, phi_3 = _phi((sigma / sigma_next).log())
-    r = _earlier_steps(problem, levels, k, len(used) - 1)
-    z = problem.scale(state.z, sigma_next / sigma) - problem.scale(used[0], phi_1)
-    if len(used) == 2:
-        z = z - problem.scale(used[0] - used[1], phi_1 / (2 * r[0]))
-    elif len(used) == 3:
-        near = problem.scale(used[0] - used[1], 1 / r[0])
-        change = near - problem.scale(used[1] - used[2], 1 / r[1])
-        slope = near + problem.scale(change, r[0] / (r[0] + r[1]))
-        z = z + problem.scale(slope, phi_2) - problem.scale(change, phi_3 / (r[0] + r[1]))
-    return State(z, estimates)
-
-
-def _earlier_steps(problem: ProbabilityFlow, levels: Levels, k: int, count: int) -> list[Tensor]:
-    """Lengths of the steps before step k, the latest first, in units of it, in the log of the mean level."""
-    logs = [problem.mean(levels.nodes[node]).log() for node in range(k + 1, k - count - 1, -1)]
+    phi_1, phi_2, phi_3 = _phi((nodes[0] / end).log())
+    logs = [mean(each).log() for each in (end, *nodes)]
     lengths = [(before - after) / (logs[1] - logs[0]) for after, before in itertools.pairwise(logs[1:])]
-    return [length.expand_as(levels.nodes[k]) for length in lengths]
+    if len(nodes) == 1:
+        return [-phi_1]
+    if len(nodes) == 2:
+        slope = -phi_1 / (2 * lengths[0])
+        return [slope - phi_1, -slope]
+    near, far = lengths
+    change = (phi_2 * near - phi_3) / (near + far)  # weight of the difference between the two slopes
+    slope = (phi_2 + change) / near
+    return [slope - phi_1, -slope - change / far, change / far]
 
 
 def _phi(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,18 +240,6 @@ def _phi(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     phi_1, divisor = torch.expm1(-h), torch.where(small, 1.0, h)
     phi_3 = torch.where(small, series, (phi_1 / divisor + 1) / divisor - 0.5)
     return phi_1, h * (phi_3 + 0.5), phi_3
-
-
-def exp_ab(problem: ProbabilityFlow, state: State, k: int, levels: Levels, order: int) -> State:
-    """Exponential Adams-Bashforth: the polynomial through the estimates in log sigma, integrated exactly.
-
-    DPM-Solver++(3M) with the whole of the second derivative, of order 3. The last steps are of lower order.
-    """
-    if levels.ends_at_zero(k):
-        return euler(problem, state, k, levels)
-    estimates = (problem.denoised(state.z, levels.nodes[k]), *state.history)[:order]
-    nodes = [levels.nodes[k - back] for back in range(min(len(estimates), levels.steps - k))]
-    return State(_exponential_step(problem, state.z, estimates, nodes, nodes[0], levels.nodes[k + 1]), estimates)
 
 
 def _exponential_step(
@@ -277,3 +306,12 @@ def _unipc_step(
     h, place = (start / end).log(), (first - other) / (first - last)  # of the other estimate, in units of the step
     z = problem.scale(z, end / start) - problem.scale(estimates[0], torch.expm1(-h))
     return z - problem.scale(estimates[1] - estimates[0], scale_of(h) / (2 * place))
+
+
+THEORIES = {
+    "dpmpp": Theory(weights_of_dpmpp),
+    "exp-ab": Theory(lambda nodes, end, mean: weights_of_estimates(nodes, nodes[0], end, mean)),
+    "ipndm": Theory(weights_of_equal_steps, of_flows=True),
+    "ipndm-v": Theory(weights_in_sigma, of_flows=True),
+    "deis": Theory(weights_in_vp_time, of_flows=True),
+}

@@ -44,7 +44,8 @@ class TrainingPlan:
         path_ema_kimg: half-life of the average of a path's parameters; 0 keeps the last ones (as published).
         freeze_after: share of the run after which the forward process (`FORWARD`) is held as it is.
         decay: of the rates in the second half: "continuous" halves them smoothly in every eighth of the run, as the
-            published code does; "steps" at once, at half the run and at every further eighth.
+            published code does; "steps" at once, at half the run and at every further eighth; "cosine" is half a
+            cosine down to 0 over the whole run.
     """
 
     kimg: float
@@ -73,13 +74,16 @@ class TrainingPlan:
         return self.batch // self.piece
 
     def piece_seed(self, step: int, piece: int) -> int:
-        return (self.seed << 32) + step * self.pieces + piece
+        """Seed of a piece's draws. Torch's CPU generator sees its low 32 bits only."""
+        return (self.seed * 0x9E3779B1 + step * self.pieces + piece) % 2**32
 
     def rate(self, step: int, module: str = "network") -> float:
-        """Factor on a module's rate: warm-up, constant to half the run, then halved with every eighth of it."""
+        """Factor on a module's rate: warm-up, then a cosine, or constant to half the run and halved every eighth."""
         if module in FORWARD and step >= self.freeze_after * self.steps:
             return 0.0
         ramp = min(1.0, (step + 1) * self.batch / max(self.ramp_kimg * 1000, 1e-8))
+        if self.decay == "cosine":
+            return ramp * (1 + math.cos(math.pi * step / self.steps)) / 2
         if self.decay == "steps":
             return ramp * 0.5 ** max(0, math.floor(8 * step / self.steps) - 3)
         return ramp * 0.5 ** max(0.0, 8 * step * self.batch / (self.kimg * 1000) - 4)

@@ -5,21 +5,25 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from anisodiff.denoiser import Denoiser
-from anisodiff.grids.fixed import uniform
+from anisodiff.grids.fixed import karras, uniform
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
+from anisodiff.objectives.tuning import squared_error, student_images
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.paths.rotated import rotated_basis
 from anisodiff.paths.schedules import KnotSchedule, karras_logs
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 from anisodiff.solvers.generation import start
 from anisodiff.solvers.loop import solve
+from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import midpoint
+from anisodiff.solvers.tuned import FreeLevels, TunedSolver
 
 SHAPE = (3, 32, 32)
 
@@ -69,6 +73,29 @@ def sampler(device: str, repeats: int, batch: int = 64) -> list[tuple[str, float
         name = f"sampler evaluation, {models[kind].path.subspaces.count} subspaces / bare forward"
         rows.append((name, times[kind] / times["bare"], "<= 1.05"))
     rows.append(("sampler on separable:8 / on radial:8", times["separable:8"] / times["radial:8"], "<= 1.1"))
+    return rows
+
+
+def tuned_solver(model: Denoiser, steps: int, kind: str, device: str) -> TunedSolver:
+    levels = karras(steps + 1, model.path.subspaces.count, 0.002, 80.0, append_zero=False)
+    return TunedSolver(model.path, FreeLevels(levels), subspaces=kind).to(device)
+
+
+def tuned_sampler(device: str, repeats: int, batch: int = 16, steps: int = 6) -> list[tuple[str, float, str]]:
+    """A tuned solver over DPM-Solver++(3M), at equal evaluations."""
+    noise, rows = 80 * torch.randn(batch, *SHAPE, device=device), []
+    for path_kind, kind in (("whole", "whole"), ("whole", "radial:4"), ("block", "radial:4")):
+        model = denoiser(path_kind, device)
+        with torch.no_grad():
+            step = tuned_solver(model, steps, kind, device)()
+        levels = step.levels
+        calls = {
+            "dpmpp": lambda model=model, levels=levels: solve(model, noise, levels, SOLVERS["dpmpp"].with_order()),
+            "tuned": lambda model=model, levels=levels, step=step: solve(model, noise, levels, step),
+        }
+        times = seconds(calls, device, 3 * repeats)
+        name = f"tuned sampler in {kind} on a path in {path_kind} / dpmpp, {steps} evaluations"
+        rows.append((name, times["tuned"] / times["dpmpp"], "<= 1.02"))
     return rows
 
 
@@ -134,9 +161,16 @@ def steps(device: str, repeats: int) -> list[tuple[str, float, str]]:
     ]
 
 
-def _peak(name: str, device: str, results: "multiprocessing.Queue") -> None:
+def tuning_step(steps: int, recompute: bool, device: str, batch: int = 32) -> Callable[[], None]:
+    model = denoiser("whole", device).requires_grad_(False)
+    solver = tuned_solver(model, steps, "radial:4", device)
+    noise, images = torch.randn(2, batch, *SHAPE, device=device)
+    return lambda: squared_error(student_images(model, solver(), noise, None, recompute), images).mean().backward()
+
+
+def _peak(make: Callable[..., Callable[[], None]], device: str, results: "multiprocessing.Queue") -> None:
     torch.set_num_threads(1)
-    step = training_step(name, device)
+    step = make(device=device)
     Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
     before = _status("VmRSS")
     for _ in range(2):
@@ -151,17 +185,22 @@ def _status(key: str) -> float:
 
 
 def memory(device: str) -> list[tuple[str, float, str]]:
-    """Peak memory of two steps over that of EDM's, each in a process of its own."""
+    """Peak memory of two steps, over that of EDM's for trainings, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
+    makes = {name: partial(training_step, name) for name in STEPS}
+    for steps in (3, 9):
+        for recompute in (False, True):
+            how = "recomputed" if recompute else "kept"
+            makes[f"tuning, {steps} evaluations, {how}"] = partial(tuning_step, steps, recompute)
     peaks = {}
-    for name in STEPS:
+    for name, make in makes.items():
         results = context.Queue()
-        process = context.Process(target=_peak, args=(name, device, results))
+        process = context.Process(target=_peak, args=(make, device, results))
         process.start()
         peaks[name] = results.get()
         process.join()
     rows = [("peak memory: edm, MiB above start", peaks["edm"], "")]
-    return rows + [(f"peak memory: {name} / edm", peaks[name] / peaks["edm"], "") for name in STEPS if name != "edm"]
+    return rows + [(f"peak memory: {name} / edm", peaks[name] / peaks["edm"], "") for name in makes if name != "edm"]
 
 
 def main() -> None:
@@ -173,7 +212,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, median of {options.repeats}\n")
     print("| measured | ratio | target |\n| --- | --- | --- |", flush=True)
-    for rows in (sampler, transform, steps):
+    for rows in (sampler, tuned_sampler, transform, steps):
         for name, ratio, target in rows(options.device, options.repeats):
             print(f"| {name} | {ratio:.2f} | {target} |", flush=True)
     for name, value, target in memory(options.device):
