@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.rotated import rotated_basis
 from anisodiff.paths.subspaces import Basis, Subspaces, partition
 from anisodiff.solvers.generation import Draws
+from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
@@ -118,8 +118,8 @@ def subspaces_of(
     if basis_of(kind) is None:
         with naming("settings"):
             if isinstance(kind, str) and turns(kind):
-                dense = kind.startswith("dense:") and not isinstance(start, str)
-                return rotated_basis(kind, shape, start() if dense else start)
+                made = start if isinstance(start, str) else start()
+                return rotated_basis(kind, shape, made)
             return Subspaces(partition(shape[-1], kind))
     if basis is None:
         raise StageError(f"subspaces: {kind} needs the file of that basis: give --basis")
@@ -199,13 +199,6 @@ class Method:
     space: ImageSpace
     settings: MethodSettings
     files: MethodFiles
-
-
-class SolveOptions(TypedDict):
-    """Options of `solve`."""
-
-    analytic_first: bool
-    threshold: bool
 
 
 class Sampler:

@@ -120,7 +120,7 @@ def test_on_principal_subspaces_its_own_are_the_paths_or_the_whole():
         torch.testing.assert_close(solve(model, z, step.levels, step), expected, rtol=1e-11, atol=1e-12)
     step = moved(tuned(path, levels, subspaces="path"))()
     assert not torch.allclose(solve(model, z, step.levels, step), expected, rtol=1e-2)
-    with pytest.raises(InvalidArgument, match="subspaces: block is of the DCT, the path's are principal: use path"):
+    with pytest.raises(InvalidArgument, match="subspaces: block is of the DCT, the path's basis is another: use path"):
         tuned(path, levels, subspaces="block")
 
 

@@ -1,6 +1,7 @@
 """A noise path: the covariance M_t of `x_t = x0 + M_t^{1/2} eps` (paper, Eq. 2 and 9)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,8 @@ class _Coordinates:
     """What a path offers to denoiser, losses and solvers, from `subspaces`, `curve` and `weights`."""
 
     subspaces: Basis
-    curve: LogLinear
     weights: Float[Tensor, " j"]
+    curve: Any  # a `LogLinear`: a field of one, a property of the other
 
     def at(self, t: Float[Tensor, " b"]) -> Variance:
         """Variances and rates at times `t` in [0, 1], `[B]` -> `[B, J]`."""
@@ -170,6 +171,9 @@ class Warp(nn.Module):
         path: the path whose time is warped; held fixed.
         logs: mean log variances at uniform knots, `[1, K]`; None starts at r(t) = t.
     """
+
+    path_nodes: Tensor
+    path_logs: Tensor
 
     def __init__(self, path: NoisePath, logs: Float[Tensor, "1 k"] | None = None, knots: int = 32):
         super().__init__()

@@ -28,6 +28,8 @@ class PcaSubspaces(FixedBasis):
     """
 
     count = 2
+    vectors: Tensor
+    which: Tensor
 
     def __init__(self, vectors: Float[Tensor, "m r p"], which: Int[Tensor, " k"]):
         super().__init__()

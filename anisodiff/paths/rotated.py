@@ -70,6 +70,8 @@ class RotatedBasis(nn.Module):
     """
 
     classes = 0  # with a basis of their own
+    count: int
+    index: Tensor
     start = "dct"  # name of U_0; "data" where its vectors are given
 
     def __init__(self, index: Int[Tensor, "c h h"], angles: int, turn: Float[Tensor, " n"] | None):
@@ -83,7 +85,7 @@ class RotatedBasis(nn.Module):
         self.register_buffer("index", index)
         self.turn = nn.Parameter(turn.detach().to(torch.float64).clone())
         self._formed: list[Tensor] | None = None  # matrices of what `formed` returns
-        self._latest: tuple[Any, RotatedBasis] | None = None  # what `detached` returned last, and for which angles
+        self._latest: tuple[Any, Any] | None = None  # what `detached` returned last, and for which angles
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_latest": None}  # copies keep no matrices of earlier angles
@@ -115,6 +117,14 @@ class RotatedBasis(nn.Module):
 
     def start_matrices(self) -> list[Tensor]:
         """Factors of U_0, float64."""
+        raise NotImplementedError
+
+    def from_pixels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Coefficients of pixels."""
+        raise NotImplementedError
+
+    def to_pixels(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Pixels of coefficients."""
         raise NotImplementedError
 
     def matrices(self) -> list[Tensor]:
@@ -175,6 +185,8 @@ class SeparableBasis(RotatedBasis):
         InvalidArgument: the index leaves a subspace out, or `turn` has another length.
     """
 
+    dct_modes: Tensor
+
     def __init__(self, index: Int[Tensor, "c h h"], turn: Float[Tensor, " n"] | None = None):
         angles = [math.comb(each, 2) for each in index.shape]
         super().__init__(index, sum(angles), turn)
@@ -219,6 +231,8 @@ class DenseBasis(RotatedBasis):
         InvalidArgument: D is too large, the start is unknown or not orthonormal, the index leaves a subspace out, or
             `turn` has another length.
     """
+
+    vectors: Tensor
 
     def __init__(
         self, index: Int[Tensor, "c h h"], start: str | Float[Tensor, "d d"] = "dct", turn: Tensor | None = None

@@ -116,6 +116,9 @@ class KnotSchedule(nn.Module):
         InvalidArgument: they do not rise.
     """
 
+    ends: Tensor
+    nodes: Tensor
+
     def __init__(self, logs: Float[Tensor, "*l j k"]):
         super().__init__()
         logs = logs.to(torch.float64)
@@ -147,6 +150,9 @@ class FixedSchedule(nn.Module):
     Args:
         curve: the schedule.
     """
+
+    nodes: Tensor
+    logs: Tensor
 
     def __init__(self, curve: LogLinear):
         super().__init__()
@@ -187,6 +193,8 @@ class ExponentSchedule(nn.Module):
     """
 
     classes = 0  # with a schedule of their own
+    beta: Tensor
+    nodes: Tensor
 
     def __init__(self, log_lambda: Float[Tensor, " j"], ends: tuple[float, float] | None = None):
         super().__init__()

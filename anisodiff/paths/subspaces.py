@@ -157,6 +157,9 @@ class Subspaces(FixedBasis):
     """
 
     classes = 0  # with a basis of their own
+    index: Tensor
+    dct_modes: Tensor
+    members: Tensor
 
     def __init__(self, index: Int[Tensor, "h h"]):
         super().__init__()

@@ -1,6 +1,7 @@
 """Generation with one seed an image: all noise, and the label, of image n depend on seed n alone."""
 
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,7 +12,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
 from anisodiff.pixels import to_uint8
-from anisodiff.solvers.loop import solve
+from anisodiff.solvers.loop import SolveOptions, solve
 from anisodiff.solvers.singlestep import Step
 
 
@@ -108,7 +109,7 @@ def final_states(
     classes: int,
     batch: int,
     device: str = "cpu",
-    **options: bool,
+    **options: Unpack[SolveOptions],
 ) -> Iterator[tuple[Sequence[int], Float[Tensor, "b c h w"]]]:
     """Yield seeds and coefficients at the last level, a batch at a time; those after the seeds' are padding.
 
@@ -140,7 +141,7 @@ def generate(
     batch: int,
     device: str = "cpu",
     name: str = "generate",
-    **options: bool,
+    **options: Unpack[SolveOptions],
 ) -> Iterator[tuple[Sequence[int], UInt8[Tensor, "b c h w"]]]:
     """Yield seeds and their images, a batch at a time.
 

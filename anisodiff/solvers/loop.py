@@ -1,6 +1,7 @@
 """The loop that runs a solver."""
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,18 @@ from torch import Tensor
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.singlestep import NoiseSource, ProbabilityFlow, State, Step, midpoint
+
+
+class SolveOptions(TypedDict, total=False):
+    """Keyword arguments of `solve` that pass through others.
+
+    Attributes:
+        analytic_first: see `ProbabilityFlow`.
+        threshold: see `ProbabilityFlow`.
+    """
+
+    analytic_first: bool
+    threshold: bool
 
 
 def solve(

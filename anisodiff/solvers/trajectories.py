@@ -1,15 +1,17 @@
 """Trajectories: a batch of images at every node of a grid."""
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
+from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.generation import start
-from anisodiff.solvers.loop import solve
+from anisodiff.solvers.loop import SolveOptions, solve
 from anisodiff.solvers.singlestep import NoiseSource, ProbabilityFlow, State, Step
 
 
@@ -34,6 +36,8 @@ class Trajectory:
     @property
     def denoised(self) -> Float[Tensor, "m b c h w"]:
         """Estimates of the clean image at every node but the last, in coefficients: the denoising trajectory."""
+        if self.flows is None:
+            raise InvalidArgument("trajectory: its flows were not kept")
         nodes = zip(self.states, self.flows, self.levels.nodes, strict=False)
         return torch.stack([z + self.problem.scale(flow, sigma) for z, flow, sigma in nodes])
 
@@ -50,7 +54,9 @@ class Trajectory:
     def euler_step(self, j: int, analytic: bool = False) -> Float[Tensor, "m b c h w"]:
         """Where one Euler step from node j leads at every later node; with the analytic first direction, if asked."""
         z, sigma = self.states[j], self.levels.nodes[j]
-        flow = self.problem.analytic_flow(z, sigma) if analytic else self.flows[j]
+        if not analytic and self.flows is None:
+            raise InvalidArgument("trajectory: its flows were not kept")
+        flow = self.problem.analytic_flow(z, sigma) if analytic or self.flows is None else self.flows[j]
         return torch.stack([z - self.problem.scale(flow, later - sigma) for later in self.levels.nodes[j + 1 :]])
 
     def first(self, count: int) -> "Trajectory":
@@ -67,7 +73,7 @@ def record_trajectory(
     step: Step,
     keep_flows: bool = False,
     source: NoiseSource | None = None,
-    **options: bool,
+    **options: Unpack[SolveOptions],
 ) -> Trajectory:
     """Run a solver and keep every node.
 

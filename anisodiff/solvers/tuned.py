@@ -25,9 +25,8 @@ from torch.nn import functional
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.levels import Levels, at
 from anisodiff.paths.noise_path import NoisePath
-from anisodiff.paths.principal import PcaSubspaces
 from anisodiff.paths.schedules import KnotSchedule, LogLinear
-from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
+from anisodiff.paths.subspaces import Basis, Subspaces, dct_matrix, partition
 from anisodiff.solvers.multistep import THEORIES
 from anisodiff.solvers.singlestep import ProbabilityFlow, State
 
@@ -131,17 +130,17 @@ class Cells(nn.Module):
     modes: Tensor
     colours: Tensor
 
-    def __init__(self, subspaces: Subspaces | PcaSubspaces, kind: str | list):
+    def __init__(self, subspaces: Basis, kind: str | list):
         super().__init__()
         table = kind.removeprefix("luma:") if isinstance(kind, str) else kind
         self.colour, self.transforms, index = table != kind, False, None
         if kind in ("path", "whole"):
             part = torch.arange(subspaces.count)
             band = part if kind == "path" else torch.zeros_like(part)
-        elif isinstance(subspaces, PcaSubspaces):
-            raise InvalidArgument(f"subspaces: {kind} is of the DCT, the path's are principal: use path or whole")
+        elif not isinstance(subspaces, Subspaces):
+            raise InvalidArgument(f"subspaces: {kind} is of the DCT, the path's basis is another: use path or whole")
         else:
-            of_path = subspaces.get_buffer("index")
+            of_path = subspaces.index
             own = partition(subspaces.size, table).to(of_path.device)
             own = torch.stack([2 * own, 2 * own + 1, 2 * own + 1]) if self.colour else own[None]
             present, index = (own * subspaces.count + of_path).unique(return_inverse=True)

@@ -41,7 +41,8 @@ def initial_path(
         "pca": lambda: principal_vectors(torch.cat([to_unit(part) for part, _ in images.parts()])),
         "random": lambda: random_vectors(math.prod(images.shape), seed=0),
     }
-    start = starts.get(settings.basis_start, settings.basis_start)
+    dense = str(settings.subspaces).startswith("dense:")
+    start = starts.get(settings.basis_start, settings.basis_start) if dense else "dct"
     subspaces = subspaces_of(settings.subspaces, images.shape, basis, start)
     per_class = settings.schedules == "class"
     if per_class and not images.classes:

@@ -51,7 +51,8 @@ def _digest_of(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        content = tensor.reshape(-1).view(torch.uint8).numpy()
+        found.update(memoryview(content))  # pyright: ignore[reportArgumentType] - an array is a buffer
     return found.hexdigest()
 
 
@@ -169,7 +170,7 @@ def sigma_data_of(metadata: Metadata) -> float | None:
         settings = metadata.get("settings")
         dataset = settings.get("dataset") if isinstance(settings, dict) else None
         found = dataset.get("sigma_data") if isinstance(dataset, dict) else None
-    return float(found) if _is_number(found) and found > 0 else None
+    return float(found) if isinstance(found, int | float) and _is_number(found) and found > 0 else None
 
 
 def convert(source: Path | str, output: Path | str) -> None:
@@ -235,7 +236,8 @@ def _schedule(tensors: dict[str, Tensor], metadata: Metadata) -> Schedule:
         ends = metadata.get("ends")
         if ends is not None and not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
             raise ValueError(f"ends is {ends!r:.60}")
-        return ExponentSchedule(_taken(tensors, "log_lambda", Float[Tensor, " j"]), ends and tuple(ends))
+        rates = _taken(tensors, "log_lambda", Float[Tensor, " j"])
+        return ExponentSchedule(rates, None if ends is None else (ends[0], ends[1]))
     logs = _rising(tensors)
     if kind == "knots":
         return KnotSchedule(logs)
@@ -270,7 +272,7 @@ def _taken(tensors: dict[str, Tensor], name: str, kind: Any) -> Tensor:
         ValueError: it is missing, or another.
     """
     found = tensors.get(name)
-    if not isinstance(found, kind):
+    if found is None or not isinstance(found, kind):
         given = "missing" if found is None else f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
         raise ValueError(f"{name} is {given}")
     if not found.isfinite().all():
@@ -322,7 +324,10 @@ def load_basis(path: Path | str) -> tuple[PcaSubspaces, Metadata]:
     try:
         if not metadata.get("basis") or "index" in tensors:
             raise ValueError("it does not say that it is one")
-        return _subspaces(tensors, PcaSubspaces.count), metadata
+        found = _subspaces(tensors, PcaSubspaces.count)
+        if not isinstance(found, PcaSubspaces):
+            raise ValueError("it holds a partition")
+        return found, metadata
     except ValueError as error:
         raise StageError(f"{path}: holds no basis ({error}): give the file of a basis") from error
 

@@ -113,14 +113,14 @@ def network_work(
     rates = {"network": settings.learning_rate}
     if isinstance(network, Turned):
         modules, rates = {"network": network.network, "frame": network.frame}, rates | {"frame": settings.learning_rate}
-    path.subspaces.requires_grad_(False)
+    basis = path.get_submodule("subspaces").requires_grad_(False)
     if run:
         modules, rates = modules | {"path": path.schedule}, rates | {"path": run.path_learning_rate}
         if run.learn_basis:
-            path.subspaces.requires_grad_(True)
+            basis.requires_grad_(True)
             with naming("learn_basis", "see the run's path and subspaces"):
                 path.require_learnable_basis()
-            modules, rates = modules | {"basis": path.subspaces}, rates | {"basis": run.basis_learning_rate}
+            modules, rates = modules | {"basis": basis}, rates | {"basis": run.basis_learning_rate}
     if network.shape != batches.images.shape:
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
