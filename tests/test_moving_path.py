@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import kinetic, tlsm_loss
 from anisodiff.objectives.path_gradient import MovingFrame, flow_response
 from anisodiff.paths.noise_path import NoisePath
@@ -228,7 +229,7 @@ def test_the_gradient_is_that_of_the_expected_loss_in_the_turned_basis():
     assert torch.allclose(envelope, full, rtol=1e-6, atol=1e-7)  # the mean of G given x_t is 0
 
 
-class WrongNetwork(nn.Module):
+class WrongNetwork(RawNetwork):
     """Smooth, and no denoiser of anything."""
 
     def __init__(self):

@@ -217,7 +217,7 @@ def test_the_level_gradient_is_for_one_subspace(start, tmp_path):
     with pytest.raises(ValueError, match="one subspace only"):
         tlsm_loss(Denoiser(WrongNetwork(), path_of()), x0, eps, t, through_level=True)
     outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
-    with pytest.raises(StageError, match="gradient: level is for one subspace, this path has 2: set it to full or env"):
+    with pytest.raises(StageError, match="gradient: level is for one subspace, this path has 2: take full or envelope"):
         finetuning.finetune(SPACE, RUN.changed(path_gradient="level"), inputs_of(start), *outputs)
     isotropic_run = RUN.changed(path_gradient="level", subspaces="whole", label_weights="rank", kimg=0.128)
     finetuning.finetune(SPACE, isotropic_run, inputs_of(start), *outputs)

@@ -8,11 +8,12 @@ import weakref
 import pytest
 import torch
 from exact import Exact, measured_orders
-from torch import Tensor, nn
+from torch import Tensor
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.grids.fixed import uniform
+from anisodiff.networks.unets import RawNetwork
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.paths import rotated
 from anisodiff.paths.noise_path import NoisePath
@@ -105,7 +106,7 @@ def test_a_separable_basis_is_the_product_of_its_rotations():
     assert len(basis.turn) == 3 + SIDE * (SIDE - 1)
 
 
-class WrongNetwork(nn.Module):
+class WrongNetwork(RawNetwork):
     """Smooth, and no denoiser of anything."""
 
     def forward(self, x, noise_label, labels=None):
