@@ -12,6 +12,7 @@ from small_network import denoiser
 
 from anisodiff.errors import InvalidArgument
 from anisodiff.grids.fixed import given, karras, log_snr, uniform
+from anisodiff.grids.learned import CurveLevels, FreeLevels, curve_through, resampled
 from anisodiff.grids.levels import Levels, at
 from anisodiff.objectives.tuning import (
     Pairs,
@@ -28,7 +29,7 @@ from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.solvers.generation import draw, generate
 from anisodiff.solvers.registry import SOLVERS, solve
 from anisodiff.solvers.trajectories import record_trajectory
-from anisodiff.solvers.tuned import CurveLevels, FreeLevels, TunedSolver, curve_through, resampled
+from anisodiff.solvers.tuned import TunedSolver
 from anisodiff.training.tuning import mean_error, tuning_plan, tuning_work
 
 

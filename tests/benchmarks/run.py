@@ -12,6 +12,7 @@ import torch
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.fixed import karras, uniform
+from anisodiff.grids.learned import FreeLevels
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.tuning import squared_error, student_images
@@ -20,7 +21,7 @@ from anisodiff.paths.schedules import KnotSchedule, karras_logs
 from anisodiff.paths.subspaces import Subspaces, dct_matrix, partition
 from anisodiff.solvers.generation import start
 from anisodiff.solvers.registry import SOLVERS, midpoint, solve
-from anisodiff.solvers.tuned import FreeLevels, TunedSolver
+from anisodiff.solvers.tuned import TunedSolver
 
 SHAPE = (3, 32, 32)
 
