@@ -1,1 +1,1 @@
-"""Grids: the levels at which a solver evaluates a path, fixed or searched."""
+"""Grids: the levels at which a solver evaluates a path, fixed, searched or learned."""

@@ -41,7 +41,7 @@ class Pairs:
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """The pairs of several batches in one."""
+    """Join the pairs of several batches."""
     labels = [part.labels for part in parts if part.labels is not None]
     noise, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("noise", "images"))
     return Pairs(noise, torch.cat(labels) if labels else None, images)

@@ -15,7 +15,7 @@ from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingStat
 
 
 def tuning_plan(steps: int = 300, batch: int = 128, warm_up: int = 10, seed: int = 0) -> TrainingPlan:
-    """The length of a tuning and its rates: a linear warm-up, then half a cosine down to 0; nothing is averaged.
+    """Length and rates of a tuning: a linear warm-up under half a cosine down to 0; nothing is averaged.
 
     Args:
         steps: gradient steps.
@@ -62,7 +62,7 @@ def tuning_work(
     recompute: bool = True,
     **options: bool,
 ) -> TrainingJob:
-    """The tuning of a solver, or of solvers of several budgets that share a curve, each step one that is drawn.
+    """Set up the tuning of a solver, or of several budgets' that share a curve, of which each step draws one.
 
     Losses are in units of each solver's at its start on the held-out pairs. When the records end, the solvers have the
     numbers that were best there, those of the start among them; the state knows them as `good`, so that a `ResumeStore`

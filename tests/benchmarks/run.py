@@ -12,6 +12,7 @@ import torch
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.fixed import karras, uniform
+from anisodiff.grids.learned import FreeLevels
 from anisodiff.networks.unets import SongUNet
 from anisodiff.objectives.losses import edm_loss, tlsm_loss
 from anisodiff.objectives.tuning import squared_error, student_images
@@ -23,7 +24,7 @@ from anisodiff.solvers.generation import start
 from anisodiff.solvers.loop import solve
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import midpoint
-from anisodiff.solvers.tuned import FreeLevels, TunedSolver
+from anisodiff.solvers.tuned import TunedSolver
 
 SHAPE = (3, 32, 32)
 
@@ -81,7 +82,7 @@ def tuned_solver(model: Denoiser, steps: int, kind: str, device: str) -> TunedSo
     return TunedSolver(model.path, FreeLevels(levels), subspaces=kind).to(device)
 
 
-def tuned_sampler(device: str, repeats: int, batch: int = 16, steps: int = 6) -> list[tuple[str, float, str]]:
+def tuned_sampler(device: str, repeats: int, batch: int = 8, steps: int = 6) -> list[tuple[str, float, str]]:
     """A tuned solver over DPM-Solver++(3M), at equal evaluations."""
     noise, rows = 80 * torch.randn(batch, *SHAPE, device=device), []
     for path_kind, kind in (("whole", "whole"), ("whole", "radial:4"), ("block", "radial:4")):
@@ -93,7 +94,7 @@ def tuned_sampler(device: str, repeats: int, batch: int = 16, steps: int = 6) ->
             "dpmpp": lambda model=model, levels=levels: solve(model, noise, levels, SOLVERS["dpmpp"].with_order()),
             "tuned": lambda model=model, levels=levels, step=step: solve(model, noise, levels, step),
         }
-        times = seconds(calls, device, 3 * repeats)
+        times = seconds(calls, device, repeats)
         name = f"tuned sampler in {kind} on a path in {path_kind} / dpmpp, {steps} evaluations"
         rows.append((name, times["tuned"] / times["dpmpp"], "<= 1.02"))
     return rows
@@ -161,7 +162,7 @@ def steps(device: str, repeats: int) -> list[tuple[str, float, str]]:
     ]
 
 
-def tuning_step(steps: int, recompute: bool, device: str, batch: int = 32) -> Callable[[], None]:
+def tuning_step(steps: int, recompute: bool, device: str, batch: int = 8) -> Callable[[], None]:
     model = denoiser("whole", device).requires_grad_(False)
     solver = tuned_solver(model, steps, "radial:4", device)
     noise, images = torch.randn(2, batch, *SHAPE, device=device)
@@ -185,22 +186,25 @@ def _status(key: str) -> float:
 
 
 def memory(device: str) -> list[tuple[str, float, str]]:
-    """Peak memory of two steps, over that of EDM's for trainings, each in a process of its own."""
+    """Peak memory of two steps over that of EDM's, and of a tuning's, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    makes = {name: partial(training_step, name) for name in STEPS}
-    for steps in (3, 9):
-        for recompute in (False, True):
-            how = "recomputed" if recompute else "kept"
-            makes[f"tuning, {steps} evaluations, {how}"] = partial(tuning_step, steps, recompute)
-    peaks = {}
-    for name, make in makes.items():
+
+    def peak(make: Callable[..., Callable[[], None]]) -> float:
         results = context.Queue()
         process = context.Process(target=_peak, args=(make, device, results))
         process.start()
-        peaks[name] = results.get()
+        found = results.get()
         process.join()
+        return found
+
+    peaks = {name: peak(partial(training_step, name)) for name in STEPS}
     rows = [("peak memory: edm, MiB above start", peaks["edm"], "")]
-    return rows + [(f"peak memory: {name} / edm", peaks[name] / peaks["edm"], "") for name in makes if name != "edm"]
+    rows += [(f"peak memory: {name} / edm", peaks[name] / peaks["edm"], "") for name in STEPS if name != "edm"]
+    for how, recompute in (("kept", False), ("recomputed", True)):
+        few, many = (peak(partial(tuning_step, steps, recompute)) for steps in (2, 6))
+        target = "<= 1.2" if recompute else ""
+        rows.append((f"peak memory: tuning 6 evaluations / 2, activations {how}", many / few, target))
+    return rows
 
 
 def main() -> None:
