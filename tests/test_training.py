@@ -306,3 +306,13 @@ def test_what_the_papers_presets_save_of_paths_and_warps_is_all_learned(later):
             kept = 0.5 ** (1200 / (50_000 if name == "imagenet" else 500)) if later else 0
             assert of_the_start(settings, "network") == pytest.approx(kept, rel=0.01, abs=1e-6)
         assert all(of_the_start(settings, "warp") == 0 for settings in dataset.warps.values())
+
+
+def test_another_seed_draws_otherwise():
+    """Torch's CPU generator sees the low 32 bits of its seed only."""
+    plans = [
+        TrainingPlan(kimg=1.0, batch=8, ramp_kimg=0.0, ema_kimg=0.0, ema_ramp=None, seed=seed) for seed in range(4)
+    ]
+    seeds = [plan.piece_seed(step, 0) for plan in plans for step in range(125)]
+    first = {float(torch.rand((), generator=torch.Generator().manual_seed(seed))) for seed in seeds}
+    assert len(first) == len(seeds)

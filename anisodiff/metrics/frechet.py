@@ -318,7 +318,7 @@ def train_digits_cnn(
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for step in range(steps):
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**32)
         index = torch.randint(len(images), (batch,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         pixels, labels = images.take(index)
