@@ -145,7 +145,9 @@ TransformName = Annotated[str, typer.Option(help=f"How images are made square: {
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
 PathFile = Annotated[Path, typer.Option("--path", help="Noise path, safetensors.")]
-GridFiles = Annotated[list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search.")]
+GridFiles = Annotated[
+    list[Path], typer.Option("--grid", help="Warp, one a budget or one for all; or a search, or a tuning.")
+]
 FeaturesFile = Annotated[Path, typer.Option("--features", help="Feature network.")]
 FeaturesKind = Annotated[str, typer.Option(help=f"Kind of the feature network: {{{KINDS['Features']}}}.")]
 
@@ -351,6 +353,53 @@ def search(
     searching.search_levels(dataset, settings, network, path, output, _compute(compute, threads))
 
 
+@app.command(rich_help_panel=TRAINING)
+def pairs(
+    dataset: Space,
+    method: MethodOption,
+    nfe: Annotated[int, typer.Option(help="The teacher's budget, in evaluations.")],
+    first: Annotated[int, typer.Option(help="First seed.")],
+    last: Annotated[int, typer.Option(help="Last seed, inclusive.")],
+    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    network: NetworkFile,
+    path: PathFile,
+    output: Output,
+    grid: GridFiles = [],  # noqa: B006
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw a teacher's images, from which solvers are tuned."""
+    from anisodiff.stages import tuning
+
+    chosen = _method(dataset, method, network, path, grid)
+    tuning.make_pairs(chosen, nfe, range(first, last + 1), batch, output, _compute(compute, threads))
+
+
+@app.command(rich_help_panel=TRAINING)
+def tune(
+    dataset: Space,
+    settings: Annotated[Any, _section("TuningSettings", "tunings.<name>")],
+    method: MethodOption,
+    network: NetworkFile,
+    path: PathFile,
+    pairs: Annotated[Path, typer.Option(help="Made by the stage pairs.")],
+    output: Output,
+    grid: GridFiles = [],  # noqa: B006
+    features: Annotated[Path | None, typer.Option(help="Feature network of the loss; none compares pixels.")] = None,
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Tune levels, labels and weights of a solver for each budget, under a frozen network."""
+    from anisodiff.stages import tuning
+
+    chosen = _method(dataset, method, network, path, grid)
+    given = settings.features
+    if (given is None) != (features is None):
+        raise StageError("features: give the file that the settings name, and none where they compare pixels")
+    compared = None if given is None or features is None else FeatureFile(given.kind, features)
+    tuning.tune(settings, chosen, pairs, compared, output, _compute(compute, threads))
+
+
 @app.command(rich_help_panel=SAMPLING)
 def throughput(
     dataset: Space,
@@ -537,13 +586,15 @@ def table(
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
     searches: Annotated[Any, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
     likelihoods: Annotated[Any, _option(_json, "Files of likelihoods, by name.", "--likelihoods")] = "{}",
+    tunings: Annotated[Any, _option(_json, "Files of tunings, by name.", "--tunings")] = "{}",
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables
 
     found = {name: Path(file) for name, file in searches.items()}
     measured = {name: [Path(file) for file in files] for name, files in likelihoods.items()}
-    tables.table(distances, methods, output, ladder, found, measured)
+    tuned = {name: Path(file) for name, file in tunings.items()}
+    tables.table(distances, methods, output, ladder, found, measured, tuned)
 
 
 @app.command("geometry-table", rich_help_panel=RESULTS)

@@ -23,8 +23,10 @@ from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.singlestep import Step
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
+from anisodiff.solvers.tuned import TunedStep
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import Metadata
+from anisodiff.storage.files import Metadata, digest
+from anisodiff.storage.tunings import load_tuning
 
 
 def check_dataset(network: RawNetwork, metadata: Metadata, space: ImageSpace, name: Path | str) -> None:
@@ -133,6 +135,7 @@ def levels_of(
     path: NoisePath,
     warp: Warp | None = None,
     search: Path | None = None,
+    tuned: Levels | None = None,
 ) -> Levels:
     """The levels on which a method spends its budget.
 
@@ -143,6 +146,7 @@ def levels_of(
         path: the method's path.
         warp: for the grid "warped".
         search: file of the stage `search`, for the grid "searched".
+        tuned: levels of a tuning, for the grid "tuned".
 
     Raises:
         StageError: the solver cannot spend exactly this budget on this grid, or the grid has no levels for it.
@@ -160,6 +164,7 @@ def levels_of(
         by_hand=None if method.levels is None else method.levels.get(str(nfe)),
         search=None if search is None else checkpoints.load_search(search),
         analytic_first=method.afs,
+        tuned=tuned,
     )
     with naming(search or f"{method.grid} at {nfe} evaluations", "give it more points" if search else "check the grid"):
         return GRIDS[method.grid].load()(request)
@@ -172,7 +177,7 @@ class MethodFiles:
     Attributes:
         network: the network.
         path: the noise path.
-        grids: a search or one warp for all budgets, or a warp for each; none for other grids.
+        grids: a search, a tuning or one warp for all budgets, or a warp for each; none for other grids.
     """
 
     network: Path
@@ -180,7 +185,7 @@ class MethodFiles:
     grids: tuple[Path, ...] = ()
 
     def grid(self, nfe: int, nfes: Sequence[int]) -> Path | None:
-        """The warp or search that the grid of one of several budgets comes from."""
+        """The warp, search or tuning that the grid of one of several budgets comes from."""
         if len(self.grids) not in (0, 1, len(nfes)):
             raise StageError(f"grid: {len(self.grids)} files for {len(nfes)} budgets: give one, or one a budget")
         return None if not self.grids else self.grids[0] if len(self.grids) == 1 else self.grids[list(nfes).index(nfe)]
@@ -193,7 +198,7 @@ class Method:
     Attributes:
         space: what its dataset says.
         settings: the method's.
-        files: network, path, warps or a search.
+        files: network, path, warps, a search or a tuning.
     """
 
     space: ImageSpace
@@ -211,9 +216,10 @@ class Sampler:
 
     def __init__(self, method: Method, compute: Compute):
         self.space, self.settings, self.files, self.device = method.space, method.settings, method.files, compute.device
-        if ("warp" in self.grid.takes or "search" in self.grid.takes) != bool(self.files.grids):
+        if bool({"warp", "search", "tuning"} & set(self.grid.takes)) != bool(self.files.grids):
             raise StageError(
-                "grid: give a warp for 'warped', or one a budget, a search for 'searched', and none for other grids"
+                "grid: give a warp for 'warped', or one a budget, a search for 'searched', a tuning for 'tuned', and "
+                "none for other grids"
             )
         self.denoiser, self.headers = read_denoiser(self.files.network, self.files.path, self.space, compute)
         self.path = self.denoiser.path
@@ -222,11 +228,6 @@ class Sampler:
     def grid(self):
         """The kind of grid."""
         return GRIDS[self.settings.grid]
-
-    @property
-    def step(self) -> Step:
-        """One step of the solver."""
-        return SOLVERS[self.settings.solver].with_order(self.settings.order)
 
     @property
     def options(self) -> SolveOptions:
@@ -248,15 +249,34 @@ class Sampler:
         made = max(each.get("device_seconds", 0.0) for each in self.headers)
         return made + (0.0 if grid_file is None else checkpoints.header(grid_file).get("device_seconds", 0.0))
 
-    def levels(self, nfe: int, grid_file: Path | None) -> Levels:
-        """Levels of a budget, from its warp or search where the grid comes from one."""
-        warped = "warp" in self.grid.takes
-        warp = checkpoints.load_warp(grid_file, self.path)[0] if warped and grid_file is not None else None
-        return levels_of(self.settings, nfe, self.space, self.path, warp, None if warped else grid_file)
+    def solver(self, nfe: int, grid_file: Path | None) -> tuple[Levels, Step]:
+        """Levels of a budget and the step that the solver takes on them, from a warp, search or tuning if asked for.
 
-    def trajectory(self, seeds: Sequence[int], levels: Levels) -> Trajectory:
+        Raises:
+            StageError: there are none for this budget; a tuning is of another network or path.
+        """
+        takes, warp, search, tuned = self.grid.takes, None, None, None
+        if grid_file is not None and "tuning" in takes:
+            tuned = self._tuned(nfe, grid_file)
+        elif grid_file is not None:
+            warp = checkpoints.load_warp(grid_file, self.path)[0] if "warp" in takes else None
+            search = grid_file if "search" in takes else None
+        own = None if tuned is None else tuned.levels
+        levels = levels_of(self.settings, nfe, self.space, self.path, warp, search, own)
+        if tuned is not None and SOLVERS[self.settings.solver].tuned:
+            return levels, tuned
+        with naming("solver"):
+            return levels, SOLVERS[self.settings.solver].with_order(self.settings.order)
+
+    def _tuned(self, nfe: int, file: Path) -> TunedStep:
+        step, metadata = load_tuning(file, self.path, nfe)
+        for name in ("network", "path"):
+            if metadata.get(name) != digest(getattr(self.files, name)):
+                raise StageError(f"{file}: tuned for another {name}: take its own, or tune again")
+        return step.to(self.device)
+
+    def trajectory(self, seeds: Sequence[int], levels: Levels, step: Step) -> Trajectory:
         """Images of these seeds at every node of a grid."""
         drawn = Draws(seeds, self.shape, self.classes, self.device)
         own = levels.for_labels(drawn.labels)
-        step, options = self.step, self.options
-        return record_trajectory(self.denoiser, drawn.noise, own, drawn.labels, step, source=drawn, **options)
+        return record_trajectory(self.denoiser, drawn.noise, own, drawn.labels, step, source=drawn, **self.options)

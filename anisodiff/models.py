@@ -105,7 +105,7 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
     """
     _check_solver(solver)
-    grids = [name for name, entry in GRIDS.items() if not {"warp", "search", "levels"} & set(entry.takes)]
+    grids = [name for name, entry in GRIDS.items() if not {"warp", "search", "tuning", "levels"} & set(entry.takes)]
     if grid is not None and grid not in grids:
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
     chosen = grid or ("path-time" if model.learned else "karras")

@@ -291,9 +291,9 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     checkpoints.convert(ROOT / "tests/data/edm/ddpmpp-uncond-16.pkl", other)
     failed = finetune((other, *start[1:]), tmp_path, RUN)
     assert "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)" in one_line(failed)
-    method = {"grid": "karras", "solver": "heun"}
+    settings = MethodSettings(network="base", path="edm", grid="karras", solver="heun")
     with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
-        methods.Sampler({"sigma_data": 0.5, "class_conditional": False}, method, [other, start[1]], Compute())
+        methods.Sampler(method_of((other, start[1]), settings), Compute())
 
 
 def test_labels_that_are_missing(start, tmp_path):

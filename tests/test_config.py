@@ -40,6 +40,8 @@ def test_the_embedded_configuration_is_valid_and_completed():
         "label_weights": "rank",
         "c": 1,
         "knots": 32,
+        "basis_start": "dct",
+        "ends": "fixed",
     }
     assert resolve(resolved.model_dump(exclude_unset=True)) == resolved
     with pytest.raises(ValidationError, match="frozen"):
@@ -58,7 +60,7 @@ def test_the_embedded_configuration_is_valid_and_completed():
         (
             "datasets.digits.runs.iso.kimgs",
             3,
-            r"datasets\.digits\.runs\.iso\.kimgs: unknown key; known here: batch, c,",
+            r"datasets\.digits\.runs\.iso\.kimgs: unknown key; known here: basis_learning_rate, batch, c,",
         ),
         ("datasets.digits.pretrain.network.width", 3, r"pretrain\.network\.width: unknown key"),
         ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1.* is not above 0"),

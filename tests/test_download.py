@@ -390,20 +390,16 @@ def test_a_fingerprint_is_of_names_sizes_and_times(tmp_path):
     assert len({file_state(tmp_path / "none"), file_state(folder / "cat/c.png"), file_state(folder)}) == 3
 
 
-def named(**entries) -> dict:
-    return {
-        "images": {"url": "digits"},
-        "base": {"url": "b.pkl"},
-        "features": {"url": "f.pt"},
-        "reference": None,
-    } | entries
+def named(dataset: str, **entries) -> list[tuple[str, dict]]:
+    files = {"images": {"url": "digits"}, "base": {"url": "b.pkl"}, "features": {"url": "f.pt"}} | entries
+    return [(f"datasets.{dataset}.{key}", file) for key, file in files.items()]
 
 
 def test_files_of_all_datasets_are_fetched_once_with_the_hash_that_any_gives():
-    datasets = {"one": named(), "two": named(base={"url": "b.pkl", "sha256": DIGEST, "md5": None})}
+    files = [*named("one"), *named("two", base={"url": "b.pkl", "sha256": DIGEST, "md5": None})]
     none = {"sha256": None, "md5": None}
-    assert to_fetch(datasets) == {"b.pkl": none | {"sha256": DIGEST}, "f.pt": none}
-    assert "https://a/x.zip" in to_fetch({"one": named(images={"url": "https://a/x.zip"})})
+    assert to_fetch(files) == {"b.pkl": none | {"sha256": DIGEST}, "f.pt": none}
+    assert "https://a/x.zip" in to_fetch(named("one", images={"url": "https://a/x.zip"}))
 
 
 @pytest.mark.parametrize(
@@ -420,7 +416,7 @@ def test_files_of_all_datasets_are_fetched_once_with_the_hash_that_any_gives():
     ],
 )
 def test_two_files_do_not_share_a_place(entries, says):
-    datasets = {"one": named(base={"url": "b.pkl", "sha256": DIGEST}), "two": named(**entries)}
+    files = [*named("one", base={"url": "b.pkl", "sha256": DIGEST}), *named("two", **entries)]
     with pytest.raises(StageError, match=says) as refused:
-        to_fetch(datasets)
+        to_fetch(files)
     assert "hunter2" not in str(refused.value)

@@ -40,6 +40,8 @@ def hostile() -> dict:
     digits["paths"]["edm"] |= {"subspaces": "basis:pca"}
     digits["runs"]["iso"] |= {"subspaces": "basis:pca"}
     digits["geometry"] = {"ani": digits["geometry"]["ani"]}
+    digits["likelihoods"] = {"edm": {"network": "base", "path": "spectral-ani"}}
+    digits["tunings"]["gs"]["features"] = {"kind": "inception", "url": f"../other {HOSTILE}.pt"}
     digits["plots"] |= {"published": [HOSTILE]}
     digits["ladder"] = ["edm", "ani"]
     digits["pretrain"] = {"kimg": 1, "learning_rate": 0.1, "network": {}}

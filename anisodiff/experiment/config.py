@@ -145,6 +145,7 @@ def published_files(settings: ExperimentSettings) -> list[tuple[str, dict[str, A
     for name, dataset in settings.datasets.items():
         named = {"images": dataset.images, "features": dataset.features, "base": dataset.base}
         named |= {"reference": dataset.reference} if dataset.reference else {}
+        named |= {f"tunings.{key}.features": each.features for key, each in dataset.tunings.items() if each.features}
         found += [(f"datasets.{name}.{key}", {"url": file.url} | file.hashes) for key, file in named.items()]
     return found
 

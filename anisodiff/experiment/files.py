@@ -27,6 +27,8 @@ PATH_OF_RUN = FOLDER + "/runs/{run}/path.safetensors"
 WARP = FOLDER + "/warps/{warp}.safetensors"
 WARP_OF_BUDGET = FOLDER + "/warps/{warp}/nfe{nfe}.safetensors"
 SEARCH = FOLDER + "/searches/{search}.safetensors"
+PAIRS = FOLDER + "/pairs/{method}-nfe{nfe}/{first}-{last}.safetensors"
+TUNING = FOLDER + "/tunings/{tuning}.safetensors"
 SAMPLES = FOLDER + "/samples"
 MANIFEST = SAMPLES + "/{method}/{first}-{last}.json"
 TRAJECTORY = FOLDER + "/trajectories/{method}-nfe{nfe}.safetensors"
@@ -139,6 +141,8 @@ class DatasetFiles:
         settings = self.settings.methods[method]
         if settings.search is not None:
             return [self.of(SEARCH, search=settings.search)]
+        if settings.tuning is not None:
+            return [self.of(TUNING, tuning=settings.tuning)]
         if settings.warp is None:
             return []
         if self.settings.warps[settings.warp].steps == "per_nfe":
@@ -189,6 +193,18 @@ class DatasetFiles:
         """Searches that some method uses, by name."""
         used = sorted({method.search for method in self.settings.methods.values() if method.search is not None})
         return {name: self.of(SEARCH, search=name) for name in used}
+
+    @property
+    def tunings(self) -> dict[str, str]:
+        """Tunings that some method uses, by name."""
+        used = sorted({method.tuning for method in self.settings.methods.values() if method.tuning is not None})
+        return {name: self.of(TUNING, tuning=name) for name in used}
+
+    def pairs(self, tuning: str) -> str:
+        """Noises and images that a tuning learns from; tunings of one teacher share them."""
+        asked = self.settings.tunings[tuning]
+        last = asked.first_seed + asked.pairs + asked.heldout - 1
+        return self.of(PAIRS, method=asked.teacher, nfe=asked.teacher_nfe, first=asked.first_seed, last=last)
 
     def figures(self, published: str) -> FigureSettings:
         """Names and files of what the figures show.

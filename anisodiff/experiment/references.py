@@ -2,7 +2,14 @@
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
-from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings, TrainingSettings
+from anisodiff.experiment.settings import (
+    DatasetSettings,
+    MethodSettings,
+    RunSettings,
+    SearchSettings,
+    TrainingSettings,
+    TuningSettings,
+)
 from anisodiff.experiment.settings.base import basis_of, turns
 from anisodiff.grids.registry import GRIDS
 from anisodiff.metrics.registry import FEATURES
@@ -73,12 +80,18 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                 f"{where}.likelihoods.{name}.path: {entry.path!r} is on principal subspaces, which keep no "
                 "coefficients: take a whole basis"
             )
+    for name, tuning in dataset.tunings.items():
+        check(f"tunings.{name}.start", tuning.start, set(methods))
+        check(f"tunings.{name}.teacher", tuning.teacher, set(methods))
+        _check_tuning(where, name, dataset, tuning)
+    starts = {name: methods[tuning.start] for name, tuning in dataset.tunings.items()}
     for name, method in methods.items():
         check(f"methods.{name}.network", method.network, networks)
         check(f"methods.{name}.path", method.path, {*paths, *runs})
         for grid, key, made, said in (
             ("warped", "warp", warps, "the warp of"),
             ("searched", "search", searches, "a search on"),
+            ("tuned", "tuning", starts, "tuned on"),
         ):
             chosen = getattr(method, key)
             if method.grid == grid:
@@ -87,6 +100,10 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                     raise StageError(f"{where}.methods.{name}.{key}: {chosen!r} is {said} another path")
             elif chosen is not None:
                 raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
+        if method.tuning is not None:
+            _check_tuned(where, name, dataset, dataset.tunings[method.tuning])
+        elif SOLVERS[method.solver].tuned:
+            raise StageError(f"{where}.methods.{name}.solver: tuned goes with the grid tuned: set it, and a tuning")
         _check_method(where, name, method, budgets(dataset, name), searches.get(method.search or ""))
     for name in dataset.plots.strip_methods or []:
         check("plots.strip_methods", name, set(methods))
@@ -107,6 +124,45 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     for name in dataset.plots.strip_methods or []:
         if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
             raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
+
+
+def _check_tuning(where: str, name: str, dataset: DatasetSettings, tuning: TuningSettings) -> None:
+    """That a tuning corrects a solver that it can, learns from a stronger one, and from noises of its own."""
+    key, start = f"{where}.tunings.{name}", dataset.methods[tuning.start]
+    if not SOLVERS[start.solver].linear:
+        known = ", ".join(solver for solver, entry in SOLVERS.items() if entry.linear)
+        raise StageError(f"{key}.start: {start.solver} of {tuning.start!r} has no weights to tune: use one of {known}")
+    order = start.order or SOLVERS[start.solver].max_order or 1
+    if order > tuning.window:
+        raise StageError(f"{key}.window: {tuning.window} for {start.solver} of order {order}: give {order} or more")
+    for role, method, nfes in (("start", tuning.start, tuning.nfe), ("teacher", tuning.teacher, [tuning.teacher_nfe])):
+        settings = dataset.methods[method]
+        if settings.tuning is not None:
+            raise StageError(f"{key}.{role}: {method!r} is tuned itself: take another method")
+        for nfe in nfes:
+            _check_budget(where, key, method, settings, nfe, dataset.searches.get(settings.search or ""))
+    if tuning.teacher_nfe <= max(tuning.nfe):
+        raise StageError(
+            f"{key}.teacher_nfe: {tuning.teacher_nfe} is no more than the {max(tuning.nfe)} that are tuned: raise it"
+        )
+    judged = dataset.sampling.images * max([dataset.sampling.ranges, *dataset.sampling.ranges_at.values()])
+    if tuning.first_seed < judged:
+        raise StageError(f"{key}.first_seed: seeds up to {judged - 1} are judged: give {judged} or more")
+
+
+def _check_tuned(where: str, name: str, dataset: DatasetSettings, tuning: TuningSettings) -> None:
+    """That a method uses a tuning as it was tuned."""
+    method, start = dataset.methods[name], dataset.methods[tuning.start]
+    for key in ("network", "path", "afs", "threshold"):
+        if (own := getattr(method, key)) != (wanted := getattr(start, key)):
+            raise StageError(
+                f"{where}.methods.{name}.{key}: {method.tuning!r} is tuned with {wanted!r}, not {own!r}: set it so"
+            )
+    if unknown := [nfe for nfe in budgets(dataset, name) if nfe not in tuning.nfe]:
+        raise StageError(
+            f"{where}.methods.{name}.nfe: {unknown[0]} is not tuned by {method.tuning!r}: add it to its nfe, or give "
+            "the method budgets of its own"
+        )
 
 
 def _check_forward_process(where: str, run: RunSettings) -> None:

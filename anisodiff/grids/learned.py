@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anisodiff.errors import InvalidArgument
-from anisodiff.grids.levels import Levels, at
+from anisodiff.grids.levels import GridRequest, Levels, at
 from anisodiff.paths.schedules import KnotSchedule, LogLinear
 
 
@@ -88,3 +88,14 @@ def resampled(levels: Levels, steps: int) -> Levels:
     place = torch.linspace(0, len(logs) - 1, steps + 1 - append_zero, dtype=logs.dtype, device=logs.device)
     before = place.long().clamp(max=len(logs) - 2)
     return at(torch.lerp(logs[before], logs[before + 1], (place - before)[:, None, None]).exp(), append_zero)
+
+
+def tuned_grid(request: GridRequest) -> Levels:
+    """Levels that a tuning found for a budget.
+
+    Raises:
+        InvalidArgument: there is no tuning.
+    """
+    if request.tuned is None:
+        raise InvalidArgument("tuned levels are a tuning's: give its file")
+    return request.tuned

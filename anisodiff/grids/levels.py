@@ -82,6 +82,7 @@ class GridRequest:
         by_hand: levels, falling.
         search: tensors of a search: its fine grid `nodes`, and the ways through it by name.
         analytic_first: the first step is analytic, and a search has ways for that.
+        tuned: what a tuning found for this budget.
     """
 
     points: int
@@ -95,6 +96,7 @@ class GridRequest:
     by_hand: Sequence[float] | None = None
     search: Mapping[str, Tensor] | None = None
     analytic_first: bool = False
+    tuned: "Levels | None" = None
 
 
 def levels(nodes: Tensor, inner: Tensor, append_zero: bool) -> Levels:

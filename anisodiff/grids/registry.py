@@ -29,5 +29,6 @@ GRIDS = {
     "mean-karras": Grid("grids.fixed:mean_karras_grid", ends_at_min=True, takes=("rho",)),
     "warped": Grid("grids.fixed:path_time_grid", in_path_time=True, takes=("last_level", "warp")),
     "searched": Grid("grids.gits:searched_grid", takes=("search",)),
+    "tuned": Grid("grids.learned:tuned_grid", takes=("tuning",)),
     "given": Grid("grids.fixed:given_grid", takes=("levels",)),
 }

@@ -20,7 +20,7 @@ from anisodiff.metrics.registry import FEATURES
 from anisodiff.pixels import to_unit
 from anisodiff.storage import checkpoints
 
-Features = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b d"]]
+Features = Callable[[UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 
 
 class DigitsCNN(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from anisodiff.denoiser import Denoiser
 from anisodiff.grids.levels import Levels
 from anisodiff.solvers.generation import draw, final_states, start
+from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.singlestep import ProbabilityFlow, State, Step
 from anisodiff.solvers.tuned import TunedStep
 
@@ -56,7 +58,7 @@ def teacher_pairs(
     classes: int,
     batch: int,
     device: str = "cpu",
-    **options: bool,
+    **options: Unpack[SolveOptions],
 ) -> Iterator[Pairs]:
     """Yield pairs of these seeds, a batch at a time, on the CPU; pair n depends on seed n alone.
 
@@ -91,7 +93,7 @@ def student_images(
     noise: Float[Tensor, "b c h w"],
     labels: Float[Tensor, "b k"] | None = None,
     recompute: bool = True,
-    **options: bool,
+    **options: Unpack[SolveOptions],
 ) -> Float[Tensor, "b c h w"]:
     """Images in pixels, with gradients in the step's numbers.
 

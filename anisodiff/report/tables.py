@@ -1,6 +1,6 @@
 """Tidy tables of feature statistics: one distance a seed range, one row a cell, one page a reader."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.metrics.registry import FEATURES
 from anisodiff.objectives.likelihood import bits_per_dimension
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import write_text
+from anisodiff.storage.files import Metadata, write_text
 
 TEXTS = (
     "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",
@@ -143,6 +143,7 @@ def table(
     ladder: Sequence[str] = (),
     searches: dict[str, Path] | None = None,
     likelihoods: Mapping[str, Sequence[Path]] | None = None,
+    tunings: Mapping[str, Path] | None = None,
 ) -> None:
     """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
@@ -153,6 +154,7 @@ def table(
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
         searches: files of the stage `search`, by name, whose time belongs to the cost.
         likelihoods: files of the stage `likelihood`, by name: a column where there are any, and a table of their own.
+        tunings: files of the stage `tune`, by name: a table of their own, and a mark on rows that learned the metric.
     """
     rows = read(distance_file)
     measured = likelihood_rows(likelihoods or {})
@@ -162,8 +164,8 @@ def table(
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
-    write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}))
-    page = Page(tidy, rows, methods)
+    write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}) + tuning_page(tunings or {}))
+    page = Page(tidy, rows, methods, on_metric(tunings or {}, tidy["features"].iloc[0]))
     parts = [page.markdown(), page.ladder(ladder) if ladder else "", likelihood_page(measured)]
     write_text(output / "table.md", "".join(parts))
     write_text(output / "table.tex", page.latex())
@@ -286,6 +288,44 @@ def search_page(searches: dict[str, Path]) -> str:
     return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
 
 
+def _tuning_header(file: Path) -> Metadata:
+    metadata = checkpoints.header(file)
+    if not metadata.get("tuning"):
+        raise StageError(f"{file}: holds no tuning: give the file of a tuning")
+    return metadata
+
+
+def on_metric(tunings: Mapping[str, Path], features: str) -> set[str]:
+    """Names of the tunings whose loss compares images in the features of the table's own distance.
+
+    Args:
+        tunings: files of the stage `tune`, by name.
+        features: kind of the table's feature network.
+    """
+    compared = {name: _tuning_header(file)["settings"]["tuning"]["features"] for name, file in tunings.items()}
+    return {name for name, each in compared.items() if each is not None and each["kind"] == features}
+
+
+def tuning_page(tunings: Mapping[str, Path]) -> str:
+    """Held-out error of every tuning's budgets before and after, and what it took; nothing where nothing was tuned."""
+    if not tunings:
+        return ""
+    rows = [["tuning", "from", "teacher", "NFE", "error at the start", "tuned", "s", "numbers", "device"]]
+    for name, file in tunings.items():
+        metadata = _tuning_header(file)
+        settings = metadata["settings"]["tuning"]
+        for nfe, each in metadata["outcomes"].items():
+            taught = f"{settings['teacher']} at NFE {settings['teacher_nfe']}"
+            measured = [f"{each['start']:.4g}", f"{each['tuned']:.4g}", f"{each['seconds']:.0f}", str(each["numbers"])]
+            rows.append([name, settings["start"], taught, nfe, *measured, metadata["environment"]["device"]])
+    notes = (
+        "Error: mean squared distance of an image to the teacher's from the same noise, in pixels or in the features "
+        "of the tuning's loss, on held-out noises. numbers: of the solver, that were learned. The teacher's images "
+        "belong to training's device hours above."
+    )
+    return f"\nEach tuned solver, budget by budget:\n\n{markdown(rows)}\n\n{notes}\n"
+
+
 class Page:
     """Method by budget, with the best of each column marked and what a reader must know below.
 
@@ -293,11 +333,20 @@ class Page:
         tidy: from `cells`.
         rows: from `distances`.
         methods: settings of the methods.
+        on_metric: tunings that learned the distance itself: their rows are marked, and never the best.
     """
 
-    def __init__(self, tidy: pd.DataFrame, rows: pd.DataFrame, methods: Mapping[str, MethodSettings]):
+    def __init__(
+        self,
+        tidy: pd.DataFrame,
+        rows: pd.DataFrame,
+        methods: Mapping[str, MethodSettings],
+        on_metric: Collection[str] = (),
+    ):
+        self.on_metric = [name for name, method in methods.items() if method.tuning in on_metric]
         self.tidy, self.methods = tidy, methods
         self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
+        self.judged = self.mean.drop(index=self.on_metric)
         self.cell = {(row["method"], row["nfe"]): row for row in tidy.to_dict("records")}
         by_method = rows.groupby("method")
         self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
@@ -311,14 +360,14 @@ class Page:
         text = f"{cell['mean']:.2f}"
         if cell["ranges"] > 1:
             text += f"{plus_minus}{cell['std']:.2f}"
-        if cell["mean"] == self.mean[nfe].min():
+        if method not in self.on_metric and cell["mean"] == self.judged[nfe].min():
             text = bold.format(text)
         return text + (dagger if cell["version"] != self.usual else "")
 
-    def _rows(self, bold: str, plus_minus: str, dagger: str, early: str) -> list[list[str]]:
+    def _rows(self, bold: str, plus_minus: str, dagger: str, early: str, section: str) -> list[list[str]]:
         rows = []
         for method, settings in self.methods.items():
-            name = method + (early if self.early[method] else "")
+            name = method + (early if self.early[method] else "") + (section if method in self.on_metric else "")
             made_of = [settings.network, settings.path, settings.grid, settings.solver]
             entries = [self._entry(method, int(nfe), bold, plus_minus, dagger) for nfe in self.mean.columns]
             rows.append([name, *made_of, f"{self.kimg[method]:.0f}", *self._bits(method), *entries])
@@ -337,7 +386,7 @@ class Page:
         columns = [column for column in ESTIMATORS.values() if column in self.tidy]
         return ["" if pd.isna(first[column]) else f"{first[column]:.3f}" for column in columns]
 
-    def _notes(self, plus_minus: str, dagger: str, early: str) -> list[str]:
+    def _notes(self, plus_minus: str, dagger: str, early: str, section: str) -> list[str]:
         ranges = self.tidy.groupby("nfe")["ranges"].max()
         several = ", ".join(f"{count} ranges at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
         notes = [
@@ -358,6 +407,8 @@ class Page:
             notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.usual}.")
         if any(self.early[method] for method in self.methods):
             notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
+        if self.on_metric:
+            notes.append(f"{section} tuned in the features of this very distance: not comparable, and never the best.")
         return notes
 
     def _last_steps(self) -> list[str]:
@@ -376,8 +427,8 @@ class Page:
         return [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
 
     def markdown(self) -> str:
-        table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡")])
-        return "\n".join([table, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡"))])
+        table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡", " §")])
+        return "\n".join([table, "", *(f"{note}\n" for note in self._notes(" ± ", "†", "‡", "§"))])
 
     def ladder(self, names: Sequence[str]) -> str:
         """Rows that add one ingredient each, cells with their change from the row above; and the best of all rows."""
@@ -392,7 +443,7 @@ class Page:
                 text = "" if pd.isna(value) else f"{value:.2f}"
                 cells.append(text if pd.isna(value - before) else f"{text} ({value - before:+.2f})")
             rows.append([name, self._added(above, name), *cells])
-        best = [f"{self.mean[nfe].min():.2f} {self.mean[nfe].idxmin()}" for nfe in columns]
+        best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
         lines = ["", "What each ingredient buys (change from the row above):", ""]
         return "\n".join([*lines, markdown(rows), ""])
@@ -406,10 +457,10 @@ class Page:
         return ", ".join(f"{kind} {value}" for kind, value in changes.items() if value != getattr(old, kind))
 
     def latex(self) -> str:
-        head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$")
+        head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$", " \\S")
         columns = "l" * 5 + "r" * (len(head) - 5)
         lines = [f"\\begin{{tabular}}{{{columns}}}", "\\hline", " & ".join(head) + " \\\\", "\\hline"]
         lines += [" & ".join(row) + " \\\\" for row in body]
         lines += ["\\hline", "\\end{tabular}"]
-        lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:")]
+        lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:", "section:")]
         return "\n".join(lines) + "\n"

@@ -22,11 +22,15 @@ class Solver(Entry):
         evaluations: evaluations of the denoiser a step (a step to 0 costs one).
         max_order: highest order, and the usual one, of a multistep solver; None for others.
         stochastic: whether it adds noise at every step, and needs a source of it.
+        linear: whether its weights are functions of the levels alone (`multistep.THEORIES`), so that it can be tuned.
+        tuned: whether its numbers are those of a tuning, for one budget: `source` is the class of such steps.
     """
 
     evaluations: int = 1
     max_order: int | None = None
     stochastic: bool = False
+    linear: bool = False
+    tuned: bool = False
 
     @property
     def step(self) -> "Callable[..., State]":
@@ -37,8 +41,10 @@ class Solver(Entry):
         """The step of an order; None is the solver's usual one.
 
         Raises:
-            InvalidArgument: it has no such order.
+            InvalidArgument: it has no such order, or its numbers are in a file.
         """
+        if self.tuned:
+            raise InvalidArgument("solver: tuned has the numbers of a tuning: give its file")
         step = self.step
         if self.max_order is None:
             if order is not None:
@@ -54,12 +60,13 @@ SOLVERS = {
     "heun": Solver("solvers.singlestep:heun", evaluations=2),
     "midpoint": Solver("solvers.singlestep:midpoint", evaluations=2),
     "dpm2": Solver("solvers.singlestep:dpm2", evaluations=2),
-    "dpmpp": Solver("solvers.multistep:dpmpp", max_order=3),
-    "exp-ab": Solver("solvers.multistep:exp_ab", max_order=3),
+    "dpmpp": Solver("solvers.multistep:dpmpp", max_order=3, linear=True),
+    "exp-ab": Solver("solvers.multistep:exp_ab", max_order=3, linear=True),
     "unipc": Solver("solvers.multistep:unipc", max_order=3),
     "unipc-bh1": Solver("solvers.multistep:unipc_bh1", max_order=3),
-    "deis": Solver("solvers.multistep:deis", max_order=4),
-    "ipndm": Solver("solvers.multistep:ipndm", max_order=4),
-    "ipndm-v": Solver("solvers.multistep:ipndm_v", max_order=4),
+    "deis": Solver("solvers.multistep:deis", max_order=4, linear=True),
+    "ipndm": Solver("solvers.multistep:ipndm", max_order=4, linear=True),
+    "ipndm-v": Solver("solvers.multistep:ipndm_v", max_order=4, linear=True),
+    "tuned": Solver("solvers.tuned:TunedStep", tuned=True),
     "euler-maruyama": Solver("solvers.stochastic:euler_maruyama", stochastic=True),
 }

@@ -139,6 +139,11 @@ class TunedStep:
             z = z + self.cells.scale(problem, each, _of(weight, problem.labels))
         return State(self.cells.back(z), values)
 
+    def to(self, device: torch.device | str) -> "TunedStep":
+        """The same on a device."""
+        moved = self.levels.to(device), self.told.to(device), self.weights.to(device), self.cells.to(device)
+        return TunedStep(*moved, self.of_flows)
+
     def _check(self, problem: ProbabilityFlow, levels: Levels) -> None:
         subspaces = problem.path.subspaces.count
         if self.told.shape[2] != subspaces:

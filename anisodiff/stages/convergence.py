@@ -43,12 +43,12 @@ def node_distances(
     compute.begin()
     sampler, truth = Sampler(method, compute), load_reference(reference, features.kind)
     extract = frechet.extractor(*features, compute.device)
-    levels = sampler.levels(nfe, sampler.files.grid(nfe, [nfe]))
+    levels, step = sampler.solver(nfe, sampler.files.grid(nfe, [nfe]))
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     evaluations: list[int] = []
     gathered: dict[tuple[int, str], frechet.FeatureStatistics] = {}
     for chosen, padded in tqdm(list(batches(range(images), batch)), desc="convergence", unit="batch", mininterval=5):
-        recorded = sampler.trajectory(padded, levels)
+        recorded = sampler.trajectory(padded, levels, step)
         evaluations = recorded.evaluations
         for kind, nodes in (("state", recorded.states), ("denoised", recorded.denoise_every_node()[:above])):
             for node, z in enumerate(nodes):

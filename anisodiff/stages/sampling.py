@@ -22,6 +22,7 @@ from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.metrics.registry import FEATURES, FeatureFile
 from anisodiff.solvers.generation import generate
+from anisodiff.solvers.singlestep import Step
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest, fingerprint, provenance, write_text
 
@@ -87,9 +88,9 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
         if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
             made = {"key": key, "environment": compute.environment()}
             made |= {"device_seconds": sampler.training_seconds(grid_file)}
-            levels = sampler.levels(nfe, grid_file)
+            solver = sampler.solver(nfe, grid_file)
             _make_cell(
-                sampler, levels, extract, drawing, (cell, zipped), provenance(settings, sampler.headers) | made, bar
+                sampler, solver, extract, drawing, (cell, zipped), provenance(settings, sampler.headers) | made, bar
             )
         cells.append(str(cell.relative_to(output.parent)))
     bar.close()
@@ -109,7 +110,7 @@ def _is_made(cell: Path, key: str) -> bool:
 
 def _make_cell(
     sampler: Sampler,
-    levels: Levels,
+    solver: tuple[Levels, Step],
     extract: frechet.Features,
     drawing: Drawing,
     files: tuple[Path, Path | None],
@@ -118,7 +119,7 @@ def _make_cell(
 ) -> None:
     """Draw the images of a cell, and write their statistics and, where a second file is named, the images."""
     began = time.monotonic()
-    (cell, zipped), name = files, files[0].parents[1].name
+    (levels, step), (cell, zipped), name = solver, files, files[0].parents[1].name
     statistics, preview, spent = None, [], 0
     before, batches = sampler.denoiser.evaluations, 0
     kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped)
@@ -126,7 +127,7 @@ def _make_cell(
         for chosen, images in generate(
             sampler.denoiser,
             levels,
-            sampler.step,
+            step,
             drawing.seeds,
             sampler.shape,
             sampler.classes,
@@ -239,7 +240,7 @@ def trajectory(method: Method, nfe: int, seeds: Sequence[int], output: Path, com
     """
     compute.begin()
     sampler = Sampler(method, compute)
-    recorded = sampler.trajectory(seeds, sampler.levels(nfe, sampler.files.grid(nfe, [nfe])))
+    recorded = sampler.trajectory(seeds, *sampler.solver(nfe, sampler.files.grid(nfe, [nfe])))
     to_pixels = sampler.path.to_pixels
     tensors = {
         "denoised": torch.stack([to_pixels(z) for z in recorded.denoise_every_node()]),

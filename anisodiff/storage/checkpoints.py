@@ -156,8 +156,8 @@ def load_network(path: Path | str) -> tuple[RawNetwork, Metadata]:
         own = {name: each for name, each in tensors.items() if not name.startswith("frame.")}
         network = restore(own, **metadata["config"])
         if metadata.get("frame"):
-            coordinates = _taken(tensors, "frame.coordinates", Int[Tensor, " n"]).tolist()
-            network = Turned(network, PlaneFrame(coordinates, _taken(tensors, "frame.rates", Float[Tensor, " p"])))
+            coordinates = taken(tensors, "frame.coordinates", Int[Tensor, " n"]).tolist()
+            network = Turned(network, PlaneFrame(coordinates, taken(tensors, "frame.rates", Float[Tensor, " p"])))
     except (KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path}: holds no network ({one_line(error)}): give the file of a network") from error
     return network.eval().requires_grad_(False), metadata
@@ -220,7 +220,7 @@ def load_path(path: Path | str) -> tuple[NoisePath, Metadata]:
     """
     tensors, metadata = read(path)
     try:
-        schedule, weights = _schedule(tensors, metadata), _taken(tensors, "weights", Float[Tensor, " j"])
+        schedule, weights = _schedule(tensors, metadata), taken(tensors, "weights", Float[Tensor, " j"])
         count = schedule.curve.logs.shape[-2]
         rotated = "turned" in metadata
         basis = _rotated(tensors, metadata, count) if rotated else _subspaces(tensors, count)
@@ -236,14 +236,14 @@ def _schedule(tensors: dict[str, Tensor], metadata: Metadata) -> Schedule:
         ends = metadata.get("ends")
         if ends is not None and not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
             raise ValueError(f"ends is {ends!r:.60}")
-        rates = _taken(tensors, "log_lambda", Float[Tensor, " j"])
+        rates = taken(tensors, "log_lambda", Float[Tensor, " j"])
         return ExponentSchedule(rates, None if ends is None else (ends[0], ends[1]))
     logs = _rising(tensors)
     if kind == "knots":
         return KnotSchedule(logs)
     if kind != "fixed":
         raise ValueError("no schedule")
-    nodes = _taken(tensors, "nodes", Float[Tensor, " k"])
+    nodes = taken(tensors, "nodes", Float[Tensor, " k"])
     if len(nodes) != logs.shape[-1]:
         raise ValueError(f"{len(nodes)} nodes for {logs.shape[-1]} knots")
     return FixedSchedule(LogLinear(nodes, logs))
@@ -251,8 +251,8 @@ def _schedule(tensors: dict[str, Tensor], metadata: Metadata) -> Schedule:
 
 def _rotated(tensors: dict[str, Tensor], metadata: Metadata, count: int) -> SeparableBasis | DenseBasis:
     """The basis that was learned, among a path's tensors: of so many subspaces as the path has schedules."""
-    index = _taken(tensors, "index", Int[Tensor, "c h h"]).to(torch.int64)
-    turn = _taken(tensors, "turn", Float[Tensor, " n"])
+    index = taken(tensors, "index", Int[Tensor, "c h h"]).to(torch.int64)
+    turn = taken(tensors, "turn", Float[Tensor, " n"])
     if index.unique().tolist() != list(range(count)):
         raise ValueError(f"index does not number {count} subspaces from 0")
     kind, start = metadata["turned"], metadata.get("turned_from")
@@ -261,11 +261,11 @@ def _rotated(tensors: dict[str, Tensor], metadata: Metadata, count: int) -> Sepa
     if kind != "dense" or start not in (*STARTS, "data"):
         raise ValueError(f"a basis that is {kind!r:.30} and turned from {start!r:.30}")
     if start == "data" and index.numel() <= LARGEST_DENSE:
-        start = _taken(tensors, "vectors", Float[Tensor, "d d"])
+        start = taken(tensors, "vectors", Float[Tensor, "d d"])
     return DenseBasis(index, start, turn)
 
 
-def _taken(tensors: dict[str, Tensor], name: str, kind: Any) -> Tensor:
+def taken(tensors: dict[str, Tensor], name: str, kind: Any) -> Tensor:
     """The tensor of this name, finite and of this kind, which names dtype and axes.
 
     Raises:
@@ -282,7 +282,7 @@ def _taken(tensors: dict[str, Tensor], name: str, kind: Any) -> Tensor:
 
 def _rising(tensors: dict[str, Tensor]) -> Float[Tensor, "*l j k"]:
     """Log variances that rise from knot to knot."""
-    logs = _taken(tensors, "logs", Float[Tensor, "*l j k"])
+    logs = taken(tensors, "logs", Float[Tensor, "*l j k"])
     if logs.ndim > 3 or logs.shape[-1] < 2 or 0 in logs.shape or not (logs.diff(dim=-1) > 0).all():
         raise ValueError(f"logs {list(logs.shape)} do not rise from knot to knot")
     return logs
@@ -294,14 +294,14 @@ def _subspaces(tensors: dict[str, Tensor], count: int) -> Subspaces | PcaSubspac
     What it takes is bounded by what the file holds before anything is made of it.
     """
     if "index" not in tensors:
-        vectors, which = _taken(tensors, "vectors", Float[Tensor, "m r p"]), _taken(tensors, "which", Int[Tensor, " c"])
+        vectors, which = taken(tensors, "vectors", Float[Tensor, "m r p"]), taken(tensors, "which", Int[Tensor, " c"])
         bases, rank, pixels = vectors.shape
         if not 0 < rank <= pixels or math.isqrt(pixels) ** 2 != pixels:
             raise ValueError(f"vectors {list(vectors.shape)} are no basis of square images")
         if not len(which) or not ((which >= 0) & (which < bases)).all():
             raise ValueError(f"which names bases that are none of the {bases}")
         return PcaSubspaces(vectors, which)
-    index = _taken(tensors, "index", Int[Tensor, "h h"]).to(torch.int64)
+    index = taken(tensors, "index", Int[Tensor, "h h"]).to(torch.int64)
     if index.numel() * count > LARGEST_PARTITION:
         raise ValueError(f"{count} subspaces of images of side {len(index)} are too many")
     if index.unique().tolist() != list(range(count)):

@@ -152,12 +152,19 @@ class TrainingState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def weights(self) -> dict[str, Tensor]:
-        """Every module's weights and their average, by name."""
-        named = {}
-        for kind, modules in (("now", self.modules), ("ema", self.ema)):
-            for name, module in modules.items():
-                named.update({f"{kind}/{name}/{key}": value for key, value in module.state_dict().items()})
-        return named
+        """Every module's weights and their average, by name; what modules share has the first of its names."""
+        named = {
+            f"{kind}/{name}/{key}": value
+            for kind, modules in (("now", self.modules), ("ema", self.ema))
+            for name, module in modules.items()
+            for key, value in module.state_dict().items()
+        }
+        first = {(value.data_ptr(), value.shape): name for name, value in reversed(named.items())}
+        return {
+            name: value
+            for name, value in named.items()
+            if not value.numel() or first[value.data_ptr(), value.shape] == name
+        }
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():

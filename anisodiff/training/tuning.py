@@ -1,7 +1,8 @@
 """The tuning of solvers under a frozen network, on the loop that all trainings share."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,21 @@ from torch import Tensor, nn
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
 from anisodiff.objectives.tuning import ImageLoss, Pairs, squared_error, student_images
+from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.tuned import TunedSolver
 from anisodiff.training.jobs import TrainingJob
 from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingState, train
+
+
+@dataclass
+class TuningJob(TrainingJob):
+    """A tuning that is set up.
+
+    Attributes:
+        starts: mean error of each solver on the held-out pairs as it starts.
+    """
+
+    starts: list[float]
 
 
 def tuning_plan(steps: int = 300, batch: int = 128, warm_up: int = 10, seed: int = 0) -> TrainingPlan:
@@ -28,7 +41,7 @@ def tuning_plan(steps: int = 300, batch: int = 128, warm_up: int = 10, seed: int
 
 
 def mean_error(
-    denoiser: Denoiser, solver: TunedSolver, pairs: Pairs, loss: ImageLoss, batch: int, **options: bool
+    denoiser: Denoiser, solver: TunedSolver, pairs: Pairs, loss: ImageLoss, batch: int, **options: Unpack[SolveOptions]
 ) -> float:
     """Mean loss of a solver's images over pairs.
 
@@ -60,8 +73,8 @@ def tuning_work(
     loss: ImageLoss = squared_error,
     every: int = 20,
     recompute: bool = True,
-    **options: bool,
-) -> TrainingJob:
+    **options: Unpack[SolveOptions],
+) -> TuningJob:
     """Set up the tuning of a solver, or of several budgets' that share a curve, of which each step draws one.
 
     Losses are in units of each solver's at its start on the held-out pairs. When the records end, the solvers have the
@@ -109,4 +122,4 @@ def tuning_work(
         yield from train(training, plan, draw, mean_loss, guard)
         training.restore(training.good)
 
-    return TrainingJob(training, plan, records(), denoiser.path)
+    return TuningJob(training, plan, records(), denoiser.path, starts)

@@ -15,6 +15,8 @@ USES_GPU = (
     "finetune",
     "warp",
     "search",
+    "pairs",
+    "tune",
     "sample",
     "trajectory",
     "throughput",
@@ -22,7 +24,7 @@ USES_GPU = (
     "likelihood",
     "convergence",
 )
-SAVES = ("pretrain", "finetune", "warp")  # told to stop before their time limit, they save
+SAVES = ("pretrain", "finetune", "warp", "tune")  # told to stop before their time limit, they save
 LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 
 
@@ -124,7 +126,9 @@ def asks(stage):
                 "minutes": min(CLUSTER.max_minutes, limit or CLUSTER.max_minutes),
             }
             told = CLUSTER.warning if stage in SAVES else None
-            return slurm.asked({"memory": first.memory, "minutes": first.minutes}, logs, CLUSTER.growth, most, told)[key]
+            return slurm.asked({"memory": first.memory, "minutes": first.minutes}, logs, CLUSTER.growth, most, told)[
+                key
+            ]
 
         return value
 

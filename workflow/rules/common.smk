@@ -44,6 +44,7 @@ wildcard_constraints:
     basis=configured("bases"),
     warp=configured("warps"),
     search=configured("searches"),
+    tuning=configured("tunings"),
     geometry=configured("geometry"),
     likelihood=configured("likelihoods"),
     method=configured("methods"),
@@ -192,12 +193,26 @@ def warp_settings(wildcards):
     return (warp.changed(steps=int(nfe) // 2) if nfe else warp).as_json()
 
 
-def sample_inputs(wildcards, nfes):
-    chosen, method = FILES[wildcards.dataset], DATASETS[wildcards.dataset].methods[wildcards.method]
+def method_inputs(dataset, name, nfes):
+    """Network, path and grids of a method."""
+    chosen, method = FILES[dataset], DATASETS[dataset].methods[name]
     return {
         "network": chosen.network(method.network),
         "path": chosen.path(method.path),
-        "grids": chosen.grids(wildcards.method, nfes),
+        "grids": chosen.grids(name, nfes),
+    }
+
+
+def sample_inputs(wildcards, nfes):
+    return method_inputs(wildcards.dataset, wildcards.method, nfes)
+
+
+def tuning_inputs(wildcards):
+    """Files of the method that a tuning starts from, its teacher's pairs, and the feature network of its loss."""
+    asked = entry(wildcards, "tunings", "tuning")
+    return method_inputs(wildcards.dataset, asked.start, asked.nfe) | {
+        "pairs": FILES[wildcards.dataset].pairs(wildcards.tuning),
+        "features": [] if asked.features is None else files.fetched(asked.features.url),
     }
 
 

@@ -26,6 +26,7 @@ rule table:
     """The table: tidy CSV, and method by NFE as Markdown and LaTeX; and what it cost."""
     input:
         lambda wildcards: FILES[wildcards.dataset].searches.values(),
+        lambda wildcards: FILES[wildcards.dataset].tunings.values(),
         lambda wildcards: sum(FILES[wildcards.dataset].likelihoods.values(), []),
         distances=files.DISTANCES,
     output:
@@ -44,10 +45,12 @@ rule table:
         ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset].ladder),
         searches=lambda wildcards: json.dumps(FILES[wildcards.dataset].searches),
         likelihoods=lambda wildcards: json.dumps(FILES[wildcards.dataset].likelihoods),
+        tunings=lambda wildcards: json.dumps(FILES[wildcards.dataset].tunings),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
         " {params.ladder:q} --searches {params.searches:q} --likelihoods {params.likelihoods:q}"
+        " --tunings {params.tunings:q}"
         " >{log:q} 2>&1"
 
 

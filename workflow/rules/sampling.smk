@@ -11,11 +11,7 @@ METHOD_JSON = settings_of("methods", "method", without=["nfe"])
 rule sample:
     """Feature statistics of one seed range of a method, at every budget."""
     input:
-        unpack(
-            lambda wildcards: sample_inputs(
-                wildcards, budgets_at(wildcards)
-            )
-        ),
+        unpack(lambda wildcards: sample_inputs(wildcards, budgets_at(wildcards))),
         features=features_file,
         lost=lost_cells,
     output:

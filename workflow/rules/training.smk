@@ -184,3 +184,64 @@ rule search:
         "exec python -m anisodiff search --dataset {params.dataset:q} --settings {params.settings:q}"
         " --network {input.network:q} --path {input.path:q} --output {output:q}"
         " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
+
+
+rule pairs:
+    """A teacher's images with their noise, which tunings share."""
+    input:
+        unpack(lambda wildcards: sample_inputs(wildcards, [wildcards.nfe])),
+    output:
+        files.PAIRS,
+    log:
+        "results/{dataset}/logs/pairs/{method}-nfe{nfe}/{first}-{last}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/pairs/{method}-nfe{nfe}/{first}-{last}.tsv"
+    priority: 10
+    conda:
+        ENVIRONMENT
+    threads: cpus("pairs")
+    resources:
+        **asks("pairs"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        method=settings_of("methods", "method", without=["nfe"]),
+        grids=lambda wildcards, input: option("grid", input.grids),
+        batch=setting("sampling.batch"),
+    shell:
+        "exec python -m anisodiff pairs --dataset {params.dataset:q} --method {params.method:q} --nfe {wildcards.nfe}"
+        " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
+        " --network {input.network:q} --path {input.path:q} {params.grids:q} --output {output:q}"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
+
+
+rule tune:
+    """Levels, labels and weights of a solver, for every budget of a tuning."""
+    input:
+        unpack(tuning_inputs),
+    output:
+        files.TUNING,
+    log:
+        "results/{dataset}/logs/tune/{tuning}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/tune/{tuning}.tsv"
+    priority: 10
+    conda:
+        ENVIRONMENT
+    threads: cpus("tune")
+    resources:
+        **asks("tune"),
+    params:
+        compute=compute_json(),
+        dataset=dataset_json,
+        settings=settings_of("tunings", "tuning"),
+        method=lambda wildcards: DATASETS[wildcards.dataset]
+        .methods[entry(wildcards, "tunings", "tuning").start]
+        .as_json(["nfe"]),
+        grids=lambda wildcards, input: option("grid", input.grids),
+        features=lambda wildcards, input: option("features", input.features),
+    shell:
+        "exec python -m anisodiff tune --dataset {params.dataset:q} --settings {params.settings:q}"
+        " --method {params.method:q} --network {input.network:q} --path {input.path:q} {params.grids:q}"
+        " --pairs {input.pairs:q} {params.features:q} --output {output:q}"
+        " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"

@@ -19,6 +19,7 @@ from anisodiff.experiment.settings.training import (
     TrainingSettings,
     WarpSettings,
 )
+from anisodiff.experiment.settings.tunings import TuningSettings
 
 __all__ = [
     "BasisSettings",
@@ -40,5 +41,6 @@ __all__ = [
     "SearchSettings",
     "Section",
     "TrainingSettings",
+    "TuningSettings",
     "WarpSettings",
 ]

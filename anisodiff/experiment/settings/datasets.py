@@ -8,12 +8,10 @@ from anisodiff.data.sources import TRANSFORMS
 from anisodiff.experiment.settings.base import (
     Budgets,
     Digits,
-    Md5,
     Name,
     OneOf,
     Section,
     Seen,
-    Sha256,
     Unique,
     Whole,
     key,
@@ -27,31 +25,11 @@ from anisodiff.experiment.settings.methods import (
     SearchSettings,
 )
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
+from anisodiff.experiment.settings.sources import FeaturesSettings, FileSettings
 from anisodiff.experiment.settings.training import PretrainSettings, RunSettings, WarpSettings
-from anisodiff.metrics.registry import FEATURES
+from anisodiff.experiment.settings.tunings import TuningSettings
 
-SHA256 = (
-    "Hex digest; another file is refused. Without one, the first that is seen is written to config/lock.json and holds "
-    "from then on."
-)
-MD5 = "Hex digest, where only that is published."
-URL = (
-    "An https or file address, a path from the repository's root, or package://module/file, a file of an installed "
-    "Python package. A .pkl is one of EDM's pickles, whatever follows a ? in its address."
-)
 OneOrMore = Annotated[Whole, Field(ge=1)]
-
-
-class FileSettings(Section):
-    """A published or committed file."""
-
-    url: Seen = key(URL)
-    sha256: Sha256 | None = key(SHA256, None)
-    md5: Md5 | None = key(MD5, None)
-
-    @property
-    def hashes(self) -> dict[str, str | None]:
-        return {"sha256": self.sha256, "md5": self.md5}
 
 
 class ImagesSettings(FileSettings):
@@ -62,12 +40,6 @@ class ImagesSettings(FileSettings):
         "Side of the images; null keeps theirs.", None, unit="pixels"
     )
     transform: Annotated[str, OneOf(TRANSFORMS)] = key("How they are made square, by EDM's rules.", "none")
-
-
-class FeaturesSettings(FileSettings):
-    """Feature network of the distance."""
-
-    kind: Annotated[str, OneOf(FEATURES)] = key("inception (FID), efficientnet-lite0, or digits-cnn.")
 
 
 class SamplingSettings(Section):
@@ -140,6 +112,9 @@ class DatasetSettings(ImageSpace):
     runs: dict[Name, RunSettings] = section("Training runs.")
     warps: dict[Name, WarpSettings] = section("Learned time warps.")
     searches: dict[Name, SearchSettings] = section("Searches of levels.")
+    tunings: dict[Name, TuningSettings] = section(
+        "Solvers whose levels and weights are learned, under a frozen network."
+    )
     geometry: dict[Name, GeometrySettings] = section("Shapes of trajectories.")
     likelihoods: dict[Name, LikelihoodSettings] = section("Likelihoods of held-out images, in bits per dimension.")
     convergence: dict[Name, OneOrMore] = section(

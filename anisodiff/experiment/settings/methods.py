@@ -109,11 +109,11 @@ class MethodSettings(Section):
     grid: Annotated[str, OneOf(GRIDS)] = key(
         "Where the path is evaluated: EDM's polynomial, uniform in log sigma, in the time of the variance-preserving "
         "process, in the path's time, at times when its mean level is on EDM's polynomial, in its warped time, at "
-        "levels that a search found, or given by hand."
+        "levels that a search found or a tuning learned, or given by hand."
     )
     solver: SolverName = key(
         "How a step is taken: euler is DDIM; heun, midpoint and dpm2 evaluate twice a step; the others once, and "
-        "remember."
+        "remember; tuned has the weights of a tuning, on its levels."
     )
     nfe: Budgets | None = key("Budgets of this row, where not those of sampling.", None, unit="evaluations")
     order: Order = key(ORDER, None)
@@ -143,3 +143,4 @@ class MethodSettings(Section):
     )
     warp: Name | None = key("One of warps, for the grid warped.", None)
     search: Name | None = key("One of searches, for the grid searched.", None)
+    tuning: Name | None = key("One of tunings, for the grid tuned, and the solver tuned with it.", None)
