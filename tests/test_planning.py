@@ -72,7 +72,7 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     }
     dataset["sampling"] = {"nfe": [3, 5], "images": 10, "shard": 5, "batch": 5, "ranges_at": {3: 2}, "keep": "images"}
     dataset["plots"] = {"strip_methods": ["edm", "iso"]}
-    del dataset["geometry"], dataset["convergence"], dataset["searches"]
+    del dataset["geometry"], dataset["convergence"], dataset["searches"], dataset["tunings"]
     config = resolve(config)
     measured = {
         "evaluations_per_second": 2.0, "features_per_second": 4.0, "training_images_per_second": {"iso": 10.0},
@@ -104,8 +104,19 @@ def test_the_ladder_has_every_solver_and_its_jobs(tmp_path):
     utils.update_config(config, configuration("config/ladder.yaml"))
     dataset = resolve(config).datasets["digits"]
     solvers = {method.solver for method in dataset.methods.values()}
-    assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "exp-ab", "ipndm"}
+    assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "exp-ab", "ipndm", "tuned"}
     (tmp_path / "config").symlink_to(ROOT / "config")
     found = jobs(tmp_path, config)
     assert found["search"] == len(dataset.searches)
+    assert found["tune"] == len(dataset.tunings)
     assert found["sample"] == sum(len(shards(dataset, method)) for method in dataset.methods)
+
+
+def test_evaluations_of_tunings_by_hand():
+    """Teachers are shared; what no row uses is not made."""
+    config = configuration("tests/workflow/short.yaml")
+    digits = config["datasets"]["digits"]
+    digits["tunings"]["twice"] = digits["tunings"]["gs"] | {"nfe": [3, 4]}
+    assert planning.tuning_evaluations(resolve(config).datasets["digits"]) == 4 * 4 * 16 * 3 + 5 * 48
+    digits["methods"]["twice"] = digits["methods"]["gs"] | {"tuning": "twice"}
+    assert planning.tuning_evaluations(resolve(config).datasets["digits"]) == 4 * 4 * 16 * (3 + 3 + 4) + 5 * 48

@@ -101,6 +101,7 @@ def test_no_text_of_the_configuration_is_run(tmp_path):
               for name in ("--url", "--source", "--published", "--mirror", "--sha256", "--md5")}  # fmt: skip
     datasets = config["datasets"]
     urls = {datasets[name][key]["url"] for name in datasets for key in ("base", "features")}
+    urls.add(datasets["digits"]["tunings"]["gs"]["features"]["url"])
     assert values["--url"] == urls | {datasets["digits"]["reference"]["url"], datasets["other"]["images"]["url"]}
     assert values["--source"] == {
         datasets["digits"]["images"]["url"], f"results/fetched/{address_path(datasets['other']['images']['url'])}"

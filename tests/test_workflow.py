@@ -18,6 +18,9 @@ import torch
 import yaml
 from workflow_runs import BASE, FIGURES, ROOT, SHARDS, SHORT, jobs, snakemake, with_change
 
+from anisodiff.experiment.config import resolve
+from anisodiff.experiment.files import shards
+from anisodiff.experiment.planning import jobs_of, needed
 from anisodiff.storage import checkpoints
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
@@ -36,7 +39,7 @@ def finished(folder) -> Path:
     """A folder with a full run of the shortened configuration."""
     expected = {
         "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
-        "search": 1, "sample": 7 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1, "convergence": 2,
+        "search": 1, "pairs": 1, "tune": 1, "sample": 9 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1, "convergence": 2,
         "distance": 1, "table": 1, "plots": 1,
     }  # fmt: skip
     assert jobs(folder, SHORT) == expected
@@ -48,7 +51,7 @@ def finished(folder) -> Path:
 def test_everything_configured_is_made(finished):
     results = finished / "results/digits"
     table = pd.read_csv(results / "table.csv")
-    assert len(table) == 6 * 2 + 1
+    assert len(table) == 6 * 2 + 3
     assert (table["evaluations"] == table["nfe"]).all()
     assert set(table.loc[table["nfe"] == 3, "ranges"]) == {2}
     assert (table["images"] == 64).all()
@@ -222,9 +225,9 @@ def test_every_result_says_where_it_was_made_and_what_it_cost(finished):
     assert (spent.loc["ani-warped", "training_seconds"] > spent.loc["ani", "training_seconds"]).all()
 
 
-@pytest.mark.parametrize("profile", ["local", "slurm"])
-def test_the_profiles_are_found_by_name(tmp_path, profile):
-    """As in a clone: links at the root, nothing in anybody's home."""
+@pytest.mark.parametrize(("profile", "config"), [("local", "config"), ("slurm", "paper")])
+def test_the_profiles_are_found_by_name(tmp_path, profile, config):
+    """As in a clone: links at the root, nothing in anybody's home; each has its experiment, with all its jobs."""
     for name in ("anisodiff", "config", "envs", "local", "slurm", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {
@@ -236,8 +239,10 @@ def test_the_profiles_are_found_by_name(tmp_path, profile):
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    total = int(re.search(r"^total +(\d+)$", found.stdout + found.stderr, re.M)[1])
-    assert total == {"local": 53, "slurm": 1942}[profile]
+    counted = jobs_of(found.stdout + found.stderr)
+    datasets = resolve(yaml.safe_load((ROOT / f"config/{config}.yaml").read_text())).datasets.values()
+    assert counted["sample"] == sum(len(shards(dataset, method)) for dataset in datasets for method in dataset.methods)
+    assert counted["finetune"] == sum(len(needed(dataset)["runs"]) for dataset in datasets)
 
 
 def test_no_slurm_on_this_machine_is_one_line(tmp_path):

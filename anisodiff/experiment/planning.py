@@ -44,6 +44,15 @@ def warp_budgets(dataset: DatasetSettings, warp: str) -> set[int]:
     return followed.union(*(budgets(dataset, method) for method in on))
 
 
+def tuning_evaluations(dataset: DatasetSettings) -> int:
+    """Evaluations that tunings take, their teachers' included; a gradient with recomputation costs four."""
+    used = {method.tuning for method in dataset.methods.values() if method.tuning is not None}
+    asked = [dataset.tunings[name] for name in used]
+    teachers = {(each.teacher, each.teacher_nfe, each.first_seed, each.pairs + each.heldout) for each in asked}
+    learned = sum(4 * each.steps * each.batch * nfe for each in asked for nfe in each.nfe)
+    return learned + sum(nfe * images for _, nfe, _, images in teachers)
+
+
 def jobs_of(dry_run: str) -> dict[str, int]:
     """Rule -> number of jobs, from what a dry run of Snakemake prints."""
     table = dry_run.split("Job stats:")[-1]
@@ -80,7 +89,8 @@ def work(dataset: DatasetSettings, measured: dict[str, Any] | None) -> dict[str,
         }
         wanted = runs | {f"warp {name}": count for name, count in warps.items()}
         if wanted.keys() <= speeds.keys():
-            found["training hours"] = sum(count / speeds[name] for name, count in wanted.items()) / 3600
+            tuned = tuning_evaluations(dataset) / measured["evaluations_per_second"]
+            found["training hours"] = (sum(count / speeds[name] for name, count in wanted.items()) + tuned) / 3600
         pixels = math.prod(measured["shape"])
         kept = images * (pixels + 200) if sampling.keep == "images" else 0
         networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))

@@ -33,11 +33,12 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     "ipndm": ((0, (1, 1)), ">"),
     "ipndm-v": ((0, (4, 1, 1, 1)), "<"),
     "euler-maruyama": ((0, (1, 4)), "x"),
+    "tuned": ((0, (8, 2)), "*"),
 }
 FURTHER_LINES: tuple[tuple[Any, str], ...] = (  # of other solvers
     ((0, (1, 2)), "h"),
     ((0, (8, 2, 2, 2)), "H"),
-    ((0, (5, 3)), "*"),
+    ((0, (5, 3)), "1"),
     ((0, (2, 3)), "8"),
 )
 FILLS: tuple[dict[str, str], ...] = (  # of markers: methods that share path and solver
