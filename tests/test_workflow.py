@@ -39,8 +39,8 @@ def finished(folder) -> Path:
     """A folder with a full run of the shortened configuration."""
     expected = {
         "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
-        "search": 1, "pairs": 1, "tune": 1, "sample": 9 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1, "convergence": 2,
-        "distance": 1, "table": 1, "plots": 1,
+        "search": 1, "pairs": 1, "tune": 1, "sample": 9 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1,
+        "convergence": 2, "distance": 1, "table": 1, "plots": 1,
     }  # fmt: skip
     assert jobs(folder, SHORT) == expected
     ran = snakemake(folder, SHORT, "--show-failed-logs")

@@ -15,7 +15,7 @@ from anisodiff.report import tables
 from anisodiff.storage.files import atomic, provenance, write_text
 
 FILES = ("table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "distances.csv")
-WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "convergence/*.csv")
+WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "likelihood.csv", "convergence/*.csv", "tunings/*.safetensors")
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
