@@ -57,7 +57,10 @@ class FileSettings(Section):
 class ImagesSettings(FileSettings):
     """The training images."""
 
-    url: Seen = key("digits (built in), or the path or address of a zip, a folder of images or a CIFAR .tar.gz.")
+    url: Seen = key(
+        "digits or mnist-5k (inside installed packages), or the path or address of a zip, a folder of images or a "
+        "CIFAR .tar.gz."
+    )
     resolution: Annotated[Whole, Field(ge=4)] | None = key(
         "Side of the images; null keeps theirs.", None, unit="pixels"
     )
