@@ -537,13 +537,14 @@ def table(
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
     searches: Annotated[Any, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
     likelihoods: Annotated[Any, _option(_json, "Files of likelihoods, by name.", "--likelihoods")] = "{}",
+    published: Annotated[Any, _option(_settings("PublishedValues"), "Values of others.", "--published")] = None,
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables
 
     found = {name: Path(file) for name, file in searches.items()}
     measured = {name: [Path(file) for file in files] for name, files in likelihoods.items()}
-    tables.table(distances, methods, output, ladder, found, measured)
+    tables.table(distances, methods, output, ladder, found, measured, published)
 
 
 @app.command("geometry-table", rich_help_panel=RESULTS)

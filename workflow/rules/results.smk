@@ -27,6 +27,7 @@ rule table:
     input:
         lambda wildcards: FILES[wildcards.dataset].searches.values(),
         lambda wildcards: sum(FILES[wildcards.dataset].likelihoods.values(), []),
+        published_file,
         distances=files.DISTANCES,
     output:
         csv=files.TABLE,
@@ -44,11 +45,12 @@ rule table:
         ladder=lambda wildcards: option("ladder", DATASETS[wildcards.dataset].ladder),
         searches=lambda wildcards: json.dumps(FILES[wildcards.dataset].searches),
         likelihoods=lambda wildcards: json.dumps(FILES[wildcards.dataset].likelihoods),
+        published=lambda wildcards: figures(wildcards).published.as_json(),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
         " {params.ladder:q} --searches {params.searches:q} --likelihoods {params.likelihoods:q}"
-        " >{log:q} 2>&1"
+        " --published {params.published:q} >{log:q} 2>&1"
 
 
 rule plots:
