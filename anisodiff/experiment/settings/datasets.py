@@ -102,7 +102,9 @@ class PlotsSettings(Section):
         None,
     )
     published: Annotated[list[str], Unique] = key(
-        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID.", []
+        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID. Their bits per "
+        "dimension stand below the dataset's own.",
+        [],
     )
     grid_nfe: Whole | None = key(
         "Budget of the strips and sample grids; null takes the smallest.", None, unit="evaluations"
