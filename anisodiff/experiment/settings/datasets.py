@@ -102,8 +102,8 @@ class PlotsSettings(Section):
         None,
     )
     published: Annotated[list[str], Unique] = key(
-        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID. Their bits per "
-        "dimension stand below the dataset's own.",
+        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID. Their bits "
+        "per dimension stand below the dataset's own.",
         [],
     )
     grid_nfe: Whole | None = key(
