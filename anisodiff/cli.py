@@ -587,6 +587,7 @@ def table(
     searches: Annotated[Any, typer.Option(parser=_json, metavar="JSON", help="Files of searches, by name.")] = "{}",
     likelihoods: Annotated[Any, _option(_json, "Files of likelihoods, by name.", "--likelihoods")] = "{}",
     tunings: Annotated[Any, _option(_json, "Files of tunings, by name.", "--tunings")] = "{}",
+    published: Annotated[Any, _option(_settings("PublishedValues"), "Values of others.", "--published")] = None,
 ) -> None:
     """The table: a tidy CSV, and method by NFE for people."""
     from anisodiff.report import tables
@@ -594,7 +595,8 @@ def table(
     found = {name: Path(file) for name, file in searches.items()}
     measured = {name: [Path(file) for file in files] for name, files in likelihoods.items()}
     tuned = {name: Path(file) for name, file in tunings.items()}
-    tables.table(distances, methods, output, ladder, found, measured, tuned)
+    beside = tables.Beside(found, measured, tuned, published)
+    tables.table(distances, methods, output, ladder, beside)
 
 
 @app.command("geometry-table", rich_help_panel=RESULTS)

@@ -353,7 +353,9 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, error, mend):
         cli.main()
 
 
-@pytest.mark.parametrize(("dataset", "name"), [("digits", "base"), ("digits", "features"), ("cifar10-small", "base")])
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("digits", "base"), ("digits", "features"), ("cifar10-small", "base"), ("mnist-5k", "base")]
+)
 def test_committed_checkpoints_are_what_their_pages_say(dataset, name):
     folder = ROOT / "config/checkpoints" / dataset
     page = json.loads((folder / f"{name}.json").read_text())

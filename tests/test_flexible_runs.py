@@ -169,7 +169,15 @@ def test_bits_per_dimension_stand_beside_their_methods(start, tmp_path):
     assert row["error"] == pytest.approx(float(nats["bound"].std() / 8**0.5 / (64 * np.log(2))))
     density = -nats["ode"].mean() / (64 * np.log(2)) + np.log2(16 / 2)
     assert found[found["estimator"] == "ode"].iloc[0]["bits_per_dim"] == pytest.approx(float(density))
-    assert "| base | edm | ode |" in tables.likelihood_page(found)
+    published = tables.published_values(
+        "cifar10", str(ROOT / "config/published.csv"), ["EDM", "FP-Noise (Mix)", "LSGM"]
+    )
+    page = tables.likelihood_page(found, published)
+    assert "| base | edm | ode |" in page
+    assert "| LSGM, published |  | bound | < 3.43 |  |\n" in page
+    assert "| FP-Noise (Mix), published |  |  | 3.20 |  |\n" in page
+    assert "EDM, published" not in page
+    assert page.endswith("as printed in arXiv:2206.10365, Table 2.\n")
 
 
 def test_images_of_other_grey_levels_are_refused(start, tmp_path):

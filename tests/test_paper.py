@@ -3,10 +3,12 @@
 Only urls, counts and sizes are overridden: what passes here is what a user with a network and GPUs runs.
 """
 
+import copy
 import functools
 import hashlib
 import http.server
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import pytest
 import standin
 import yaml
 from workflow_runs import FIGURES, jobs, snakemake
+
+from anisodiff.experiment.config import resolve
 
 pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
 
@@ -77,11 +81,16 @@ def overridden(address: str, served: Path, data: Path) -> dict:
         small = {"images": 4, "shown": 2, "steps": 10, "fine_steps": 40}
         first = name == "cifar10"
         dataset["geometry"] = {"ani": dataset["geometry"]["ani"] | small} if first else {}
+        asked = {"images": 4, "shard": 4, "batch": 4, "steps": 2, "times": 2}
+        dataset["likelihoods"] = {"edm": dataset["likelihoods"]["edm"] | asked} if first else {}
         dataset["convergence"] = {"ipndm-gits-afs": 3} if first else {}
         dataset["ladder"] = [row for row in dataset["ladder"] if row in dataset["methods"]] if first else []
         dataset["plots"].pop("grid_nfe")
         dataset["sampling"] = {"nfe": [3], "images": 20, "shard": 20, "batch": 20}
     return config
+
+
+FLEXIBLE = [name for name in PAPER["datasets"]["cifar10"]["runs"] if name.startswith("fp-")]
 
 
 def test_the_papers_configuration_end_to_end(server, tmp_path):
@@ -100,6 +109,10 @@ def test_the_papers_configuration_end_to_end(server, tmp_path):
         for figure in FIGURES if name == "cifar10" else FIGURES[:1]:
             assert (results / "plots" / f"{figure}.png").stat().st_size > 1000
     assert (tmp_path / "results/cifar10/geometry.md").is_file()
+    page = (tmp_path / "results/cifar10/table.md").read_text()
+    assert re.search(r"^\| base \| edm \| ode \| .* \| 4 \|$", page, re.M)
+    assert "| FP-Noise (Mix), published |  |  | 3.20 |  |" in page
+    assert (tmp_path / "results/cifar10/plots/bits-against-distance.png").stat().st_size > 1000
     locked = json.loads((tmp_path / "config/lock.json").read_text())
     fetched = [
         each for each in (tmp_path / "results/fetched").rglob("*") if each.is_file() and "logs" not in each.parts
@@ -111,5 +124,19 @@ def test_the_papers_configuration_end_to_end(server, tmp_path):
 def test_the_later_preset_changes_runs_alone():
     later = yaml.safe_load((ROOT / "config/paper-later.yaml").read_text())
     for name, dataset in later["datasets"].items():
-        assert set(dataset["runs"]) == set(PAPER["datasets"][name]["runs"])
+        assert set(dataset["runs"]) == set(PAPER["datasets"][name]["runs"]) - set(FLEXIBLE)
         assert set(dataset) == {"runs"}
+
+
+def test_the_flexible_process_is_at_its_papers_size():
+    """arXiv:2206.10365, 4.2: 1.2 million steps of 96 images, in mix training half of them with the process held."""
+    dataset = resolve(copy.deepcopy(PAPER)).datasets["cifar10"]
+    for name in ("fp-vp", "fp-noise", "fp-noise-mix", "fp-drift", "fp-drift-mix"):
+        run, method = dataset.runs[name], dataset.methods[name]
+        assert run.kimg * 1000 / run.batch == 1_200_000
+        assert (run.batch, run.learning_rate) == (96, 0.0002)
+        assert run.freeze_after == (0.5 if name.endswith("-mix") else 1.0)
+        assert (method.solver, method.nfe) == ("euler-maruyama", [1000])
+        assert name in dataset.likelihoods
+    assert dataset.runs["fp-drift"].planes * 2 == 3 * 32 * 32
+    assert dataset.runs["fp-noise"].learn_basis

@@ -14,7 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from anisodiff.report import drawing, geometry_figures, plots
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.rotated import rotated_basis
+from anisodiff.paths.schedules import ExponentSchedule
+from anisodiff.report import drawing, geometry_figures, plots, tables
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
 
@@ -43,7 +46,7 @@ def test_published_values_have_panels_of_their_own():
          "features": "inception"}
     )  # fmt: skip
     methods = {"a": ("edm", "heun")}
-    published = plots.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
+    published = tables.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
     ours, theirs = plots.distance_against_nfe(tidy, methods, drawing.looks(methods), published).axes
     assert labels(ours) == ["best of all", "a"]
     assert labels(theirs) == ["best of all", "EDM, published\n(edm-cifar10-32x32-cond-vp)",
@@ -56,8 +59,10 @@ def test_published_values_have_panels_of_their_own():
 def test_many_published_values_are_shared_out(tidy):
     file = str(ROOT / "config/published.csv")
     rows = pd.read_csv(file)
-    every = sorted(set(rows.loc[rows["dataset"] == "cifar10", "method"]))
-    published = plots.published_values("cifar10", file, every)
+    of_cifar = rows[rows["dataset"] == "cifar10"]
+    every = sorted(set(of_cifar.dropna(subset="nfe")["method"]))  # what says at how many evaluations
+    assert len(every) < of_cifar["method"].nunique()
+    published = tables.published_values("cifar10", file, every)
     figure = plots.distance_against_nfe(tidy, METHODS, drawing.looks(METHODS), published)
     drawn = [label for axes in figure.axes if axes.get_visible() for label in labels(axes) if "published" in label]
     assert sorted(label.split(", published")[0] for label in drawn) == every
@@ -123,7 +128,7 @@ def test_every_method_is_in_one_panel_of_few(tidy):
     assert [name for names in panels for name in names] == list(METHODS)
     assert all(len(names) <= plots.LINES for names in panels)
     assert ["iso", "ani", "ani-ipndm"] in panels
-    none = plots.published_values("toy", "", [])
+    none = tables.published_values("toy", "", [])
     figure = plots.distance_against_nfe(tidy, METHODS, drawing.looks(METHODS), none)
     for axes, names in zip(figure.axes, panels, strict=False):
         assert labels(axes) == ["best of all", *names]
@@ -132,7 +137,7 @@ def test_every_method_is_in_one_panel_of_few(tidy):
 
 
 def test_methods_look_the_same_in_every_figure(tidy, tmp_path):
-    look, none = drawing.looks(METHODS), plots.published_values("toy", "", [])
+    look, none = drawing.looks(METHODS), tables.published_values("toy", "", [])
     chosen = ["edm", "ipndm", "ani-ipndm"]
     files = {}
     for name in chosen:
@@ -148,6 +153,46 @@ def test_methods_look_the_same_in_every_figure(tidy, tmp_path):
         assert drawn(in_panels[name]) == drawn(at_nodes) == drawn(in_ladder.lines[0])
         assert drawn(at_nodes)[:2] == (look[name]["color"], look[name]["marker"])
     assert drawn(in_panels["edm-midpoint"]) != drawn(in_panels["edm-finetuned"])
+
+
+@pytest.fixture
+def likely(tidy):
+    """The table with bits per dimension of two networks over their paths."""
+    for column, of in (("bits_per_dim", {"iso": 3.0, "ani": 2.9}), ("bits_per_dim_bound", {"iso": 3.5})):
+        tidy[column] = tidy["method"].map(of)
+        tidy[f"{column}_error"] = 0.02
+    return tidy
+
+
+def test_bits_stand_against_the_distance_at_the_largest_budget(likely):
+    look = drawing.looks(METHODS)
+    published = tables.published_values("cifar10", str(ROOT / "config/published.csv"), ["FP-Noise (Mix)", "LSGM"])
+    flow, bound = plots.bits_against_distance(likely, METHODS, look, published).axes
+    assert labels(bound) == ["iso, NFE 9", "ani, NFE 9", "FP-Noise (Mix), published", "LSGM, published"]
+    for axes, bits in ((flow, {"iso": 3.0, "ani": 2.9}), (bound, {"iso": 3.5})):
+        for name, bars in zip(bits, axes.containers, strict=False):
+            mean = likely.set_index(["method", "nfe"]).loc[(name, 9), "mean"]
+            assert bars.lines[0].get_xydata().tolist() == [[mean, bits[name]]]
+            assert (bars.has_xerr, bars.has_yerr) == (True, True)
+            assert drawn(bars.lines[0])[:2] == (look[name]["color"], look[name]["marker"])
+        assert axes.get_xscale() == "log"
+    assert [each.lines[0].get_xydata().tolist() for each in flow.containers[2:]] == [[[2.87, 3.20]]]
+    assert [each.lines[0].get_xydata().tolist() for each in bound.containers[1:]] == [[[2.10, 3.43]]]
+
+
+def test_bits_are_drawn_where_likelihoods_were_asked_for(likely):
+    assert tables.bits_columns(likely) == ["bits_per_dim", "bits_per_dim_bound"]
+    assert tables.bits_columns(likely[["method", "mean"]]) == []
+    only, none = likely.drop(columns="bits_per_dim"), tables.published_values("toy", "", [])
+    assert len(plots.bits_against_distance(only, METHODS, drawing.looks(METHODS), none).axes) == 1
+
+
+def test_of_many_subspaces_some_are_drawn():
+    rates = torch.linspace(-1, 1, 64)
+    path = NoisePath(rotated_basis("separable:64", (1, 8, 8)), ExponentSchedule(rates, (1e-9, 6400.0)))
+    (levels,), (ratios,) = (draw({"many": path}, {}, 80.0).axes for draw in (plots.learned_levels, plots.log_ratio))
+    assert labels(levels) == [f"many, subspace {j}" for j in (1, 22, 43, 64)]
+    assert labels(ratios) == [f"many: $g_1/g_{{{j}}}$" for j in (22, 43, 64)]
 
 
 def test_strips_have_the_colours_of_their_paths_and_any_number_of_subspaces(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anisodiff.errors import InvalidArgument
+from anisodiff.paths import schedules
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import (
     FixedSchedule,
@@ -155,3 +156,12 @@ def test_spectral_path_moves_at_constant_speed():
         velocity = speed(found.g[:, j], spectrum.to(torch.float64), 1.0) * found.g_dot[:, j]
         assert (velocity / velocity.mean() - 1).abs().max() < 0.05  # log-linear pieces
     FixedSchedule(curve)
+
+
+def test_a_closed_form_of_many_subspaces_keeps_some_of_its_nodes(monkeypatch):
+    spectra = [torch.tensor([4.0 / 1.5**j], dtype=torch.float64) for j in range(16)]
+    whole = spectral_curve(spectra, 1.0, 1e-9, 6400.0)
+    monkeypatch.setattr(schedules, "MOST_ENTRIES", 16 * 1000)
+    some = spectral_curve(spectra, 1.0, 1e-9, 6400.0)
+    assert len(some.nodes) == 1000 < len(whole.nodes) / 5
+    assert torch.allclose(some(whole.nodes).g.log(), whole.logs.T, atol=5e-3)

@@ -182,6 +182,18 @@ def test_targets_by_name(tmp_path):
     assert jobs(tmp_path, config, "digits")["sample"] == 28
 
 
+@pytest.mark.parametrize(("name", "expected"), [
+    ("fp-mnist", {"finetune": 8, "likelihood": 16, "sample": 18}),
+    ("fp-cifar10", {"finetune": 9, "likelihood": 18, "sample": 20}),
+])  # fmt: skip
+def test_flexible_processes_are_planned(tmp_path, name, expected):
+    """From nothing, where the images may not be here yet."""
+    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    found = jobs(tmp_path, config)
+    assert {rule: found[rule] for rule in expected} == expected
+
+
 def test_images_are_kept_in_one_zip_a_cell(finished, tmp_path):
     """Numbered by their seeds, and as far from the data as the cell says."""
     results = finished / "results/digits"

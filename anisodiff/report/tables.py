@@ -1,6 +1,7 @@
 """Tidy tables of feature statistics: one distance a seed range, one row a cell, one page a reader."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from anisodiff.errors import StageError, one_line
 from anisodiff.experiment.files import cells_of
-from anisodiff.experiment.settings import MethodSettings
+from anisodiff.experiment.settings import MethodSettings, PublishedValues
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.metrics.registry import FEATURES
@@ -136,14 +137,29 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What belongs to a table besides distances.
+
+    Attributes:
+        searches: files of the stage `search`, by name, whose time belongs to the cost.
+        likelihoods: files of the stage `likelihood`, by name: columns where there are any, and a table of their own.
+        tunings: files of the stage `tune`, by name: a table of their own, and a mark on rows that learned the metric.
+        published: values of others, whose bits per dimension stand beside the likelihoods.
+    """
+
+    searches: Mapping[str, Path] = field(default_factory=dict)
+    likelihoods: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    tunings: Mapping[str, Path] = field(default_factory=dict)
+    published: PublishedValues | None = None
+
+
 def table(
     distance_file: Path,
     methods: Mapping[str, MethodSettings],
     output: Path,
     ladder: Sequence[str] = (),
-    searches: dict[str, Path] | None = None,
-    likelihoods: Mapping[str, Sequence[Path]] | None = None,
-    tunings: Mapping[str, Path] | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
 
@@ -152,23 +168,46 @@ def table(
         methods: settings of the methods, in the order of the rows.
         output: folder.
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
-        searches: files of the stage `search`, by name, whose time belongs to the cost.
-        likelihoods: files of the stage `likelihood`, by name: a column where there are any, and a table of their own.
-        tunings: files of the stage `tune`, by name: a table of their own, and a mark on rows that learned the metric.
+        beside: what belongs to the table besides distances.
     """
-    rows = read(distance_file)
-    measured = likelihood_rows(likelihoods or {})
+    beside, rows = beside or Beside(), read(distance_file)
+    measured = likelihood_rows(beside.likelihoods)
     tidy = with_likelihoods(cells(rows, list(methods)), measured, methods)
     if len(measured):
         write_text(output / "likelihood.csv", measured.to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
-    write_text(output / "cost.md", cost_page(spent) + search_page(searches or {}) + tuning_page(tunings or {}))
-    page = Page(tidy, rows, methods, on_metric(tunings or {}, tidy["features"].iloc[0]))
-    parts = [page.markdown(), page.ladder(ladder) if ladder else "", likelihood_page(measured)]
+    write_text(output / "cost.md", cost_page(spent) + search_page(beside.searches) + tuning_page(beside.tunings))
+    page = Page(tidy, rows, methods, on_metric(beside.tunings, tidy["features"].iloc[0]))
+    published = beside.published
+    others = published and published_values(rows["dataset"].iloc[0], published.file, published.methods)
+    likelihood = likelihood_page(measured, others) if len(measured) else ""
+    parts = [page.markdown(), page.ladder(ladder) if ladder else "", likelihood]
     write_text(output / "table.md", "".join(parts))
     write_text(output / "table.tex", page.latex())
+
+
+PUBLISHED = ["dataset", "network", "method", "nfe", "fid", "bits_per_dim", "bits_per_dim_bound", "images", "source"]
+
+
+def published_values(dataset: str, file: str, methods: Sequence[str]) -> pd.DataFrame:
+    """Values that others published for a dataset.
+
+    Args:
+        dataset: its name.
+        file: CSV of the columns `PUBLISHED`; what is not stated is empty.
+        methods: by name.
+
+    Raises:
+        StageError: nothing is known of a method.
+    """
+    rows = read(file) if methods else pd.DataFrame(columns=PUBLISHED)
+    rows = rows[rows["dataset"] == dataset]
+    if unknown := sorted(set(methods) - set(rows["method"])):
+        known = ", ".join(sorted(set(rows["method"]))) or "nothing"
+        raise StageError(f"plots.published: {unknown[0]!r} has no values for {dataset} in {file}; it has {known}")
+    return rows[rows["method"].isin(methods)].sort_values("nfe")
 
 
 ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the header of a table
@@ -212,28 +251,47 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
 
 
 def with_likelihoods(tidy: pd.DataFrame, measured: pd.DataFrame, methods: Mapping[str, MethodSettings]) -> pd.DataFrame:
-    """Cells with the bits per dimension of their method's network over its path, where those were measured."""
+    """Cells with the bits per dimension of their method's network over its path, and the error of these, where those
+    were measured."""
+    of_method = [(methods[name].network, methods[name].path) for name in tidy["method"]]
     for estimator, column in ESTIMATORS.items() if len(measured) else ():
         of = measured[measured["estimator"] == estimator].drop_duplicates(["network", "path"])
-        known = {(row["network"], row["path"]): row["bits_per_dim"] for row in of.to_dict("records")}
-        tidy[column] = [known.get((methods[name].network, methods[name].path)) for name in tidy["method"]]
+        known = of.set_index(["network", "path"])[["bits_per_dim", "error"]].reindex(of_method)
+        tidy[column], tidy[f"{column}_error"] = known["bits_per_dim"].to_numpy(), known["error"].to_numpy()
     return tidy
 
 
-def likelihood_page(measured: pd.DataFrame) -> str:
-    """`likelihood_rows` as a part of a page for people; nothing where nothing was measured."""
-    if not len(measured):
-        return ""
+def bits_columns(tidy: pd.DataFrame) -> list[str]:
+    """Columns of a table with bits per dimension, where any were measured."""
+    return [column for column in ESTIMATORS.values() if column in tidy and tidy[column].notna().any()]
+
+
+def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = None) -> str:
+    """Bits per dimension as a part of a page for people.
+
+    Args:
+        measured: from `likelihood_rows`, one or more.
+        published: from `published_values`; those without a likelihood are left out.
+    """
     rows = [["network", "path", "estimator", "bits per dimension", "images"]]
     for row in measured.to_dict("records"):
         value = f"{row['bits_per_dim']:.3f} ± {row['error']:.3f}"
         rows.append([row["network"], row["path"], row["estimator"], value, str(row["images"])])
+    others = published_values("", "", []) if published is None else published
+    others = others.dropna(subset=list(ESTIMATORS.values()), how="all").to_dict("records")
+    for row in others:
+        stated = not pd.isna(row["bits_per_dim"])
+        value = f"{row['bits_per_dim']:.2f}" if stated else f"< {row['bits_per_dim_bound']:.2f}"
+        rows.append([f"{row['method']}, published", "", "" if stated else "bound", value, ""])
     notes = (
         "Likelihood of held-out images, ± standard error over them. ode: density along the probability flow, of images "
         f"dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the probability of "
         "grey levels, so an upper one here. Lower is better; the images are the same in every row, so differences "
         "between rows are better known than the rows."
     )
+    if others:
+        sources = "; ".join(dict.fromkeys(row["source"] for row in others))
+        notes += f"\n\nPublished values are of other networks and images, as printed in {sources}."
     return f"\n{markdown(rows)}\n\n{notes}\n"
 
 
@@ -270,7 +328,7 @@ def cost_page(spent: pd.DataFrame) -> str:
     return f"{markdown([head, *lines])}\n\n{notes}\n"
 
 
-def search_page(searches: dict[str, Path]) -> str:
+def search_page(searches: Mapping[str, Path]) -> str:
     """Seconds of every search's parts (GITS, Table 4); nothing where nothing was searched."""
     if not searches:
         return ""
@@ -376,14 +434,14 @@ class Page:
     @property
     def _head(self) -> list[str]:
         bits = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim, bound"}
-        measured = [title for column, title in bits.items() if column in self.tidy]
+        measured = [bits[column] for column in bits_columns(self.tidy)]
         budgets = [f"NFE {nfe}" for nfe in self.mean.columns]
         return ["method", "network", "path", "grid", "solver", "kimg", *measured, *budgets]
 
     def _bits(self, method: str) -> list[str]:
         """Bits per dimension of a method's network over its path, where any were measured."""
         first = self.tidy[self.tidy["method"] == method].iloc[0]
-        columns = [column for column in ESTIMATORS.values() if column in self.tidy]
+        columns = bits_columns(self.tidy)
         return ["" if pd.isna(first[column]) else f"{first[column]:.3f}" for column in columns]
 
     def _notes(self, plus_minus: str, dagger: str, early: str, section: str) -> list[str]:

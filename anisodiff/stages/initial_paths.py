@@ -82,6 +82,7 @@ def principal_basis(space: ImageSpace, settings: BasisSettings, images_folder: P
     return principal_subspaces(images, settings.rank, settings.per, settings.clusters)
 
 
+@torch.no_grad()
 def coefficient_variances(images: image_sets.Images, subspaces: Basis) -> Tensor:
     """Variance of every coefficient over the images in [-1, 1], in float64, `[C, H, W]`.
 

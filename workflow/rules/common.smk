@@ -221,6 +221,11 @@ def figures(wildcards):
     return FILES[wildcards.dataset].figures(PUBLISHED)
 
 
+def published_file(wildcards):
+    """Values of others, where the configuration names any."""
+    return [PUBLISHED] if figures(wildcards).published.methods else []
+
+
 def figure_inputs(wildcards):
     shown = figures(wildcards)
     return [
@@ -231,7 +236,7 @@ def figure_inputs(wildcards):
         *shown.strips.values(),
         *shown.geometry.values(),
         *shown.convergence.values(),
-        *([PUBLISHED] if shown.published.methods else []),
+        *published_file(wildcards),
     ]
 
 

@@ -28,6 +28,7 @@ rule table:
         lambda wildcards: FILES[wildcards.dataset].searches.values(),
         lambda wildcards: FILES[wildcards.dataset].tunings.values(),
         lambda wildcards: sum(FILES[wildcards.dataset].likelihoods.values(), []),
+        published_file,
         distances=files.DISTANCES,
     output:
         csv=files.TABLE,
@@ -46,12 +47,12 @@ rule table:
         searches=lambda wildcards: json.dumps(FILES[wildcards.dataset].searches),
         likelihoods=lambda wildcards: json.dumps(FILES[wildcards.dataset].likelihoods),
         tunings=lambda wildcards: json.dumps(FILES[wildcards.dataset].tunings),
+        published=lambda wildcards: figures(wildcards).published.as_json(),
         folder=subpath(output.csv, parent=True),
     shell:
         "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
         " {params.ladder:q} --searches {params.searches:q} --likelihoods {params.likelihoods:q}"
-        " --tunings {params.tunings:q}"
-        " >{log:q} 2>&1"
+        " --tunings {params.tunings:q} --published {params.published:q} >{log:q} 2>&1"
 
 
 rule plots:

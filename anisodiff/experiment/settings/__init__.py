@@ -3,7 +3,7 @@
 from anisodiff.experiment.settings.base import Section
 from anisodiff.experiment.settings.cluster import ClusterSettings, JobSettings
 from anisodiff.experiment.settings.datasets import DatasetSettings, ExperimentSettings, ImageSpace, SamplingSettings
-from anisodiff.experiment.settings.figures import FigureSettings
+from anisodiff.experiment.settings.figures import FigureSettings, PublishedValues
 from anisodiff.experiment.settings.methods import (
     GeometrySettings,
     LikelihoodSettings,
@@ -36,6 +36,7 @@ __all__ = [
     "NetworkSettings",
     "PathSettings",
     "PretrainSettings",
+    "PublishedValues",
     "RunSettings",
     "SamplingSettings",
     "SearchSettings",

@@ -35,7 +35,10 @@ OneOrMore = Annotated[Whole, Field(ge=1)]
 class ImagesSettings(FileSettings):
     """The training images."""
 
-    url: Seen = key("digits (built in), or the path or address of a zip, a folder of images or a CIFAR .tar.gz.")
+    url: Seen = key(
+        "digits or mnist-5k (inside installed packages), or the path or address of a zip, a folder of images or a "
+        "CIFAR .tar.gz."
+    )
     resolution: Annotated[Whole, Field(ge=4)] | None = key(
         "Side of the images; null keeps theirs.", None, unit="pixels"
     )
@@ -71,7 +74,9 @@ class PlotsSettings(Section):
         None,
     )
     published: Annotated[list[str], Unique] = key(
-        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID.", []
+        "Methods of config/published.csv drawn behind the dataset's own, by name; its metric must be FID. Their bits "
+        "per dimension stand below the dataset's own.",
+        [],
     )
     grid_nfe: Whole | None = key(
         "Budget of the strips and sample grids; null takes the smallest.", None, unit="evaluations"
