@@ -76,6 +76,8 @@ def overridden(address: str, served: Path, data: Path) -> dict:
         }
         shown = {method["path"] for method in dataset["methods"].values()}
         dataset["warps"] = {each: warp for each, warp in dataset["warps"].items() if each in shown}
+        used = {method.get("tuning") for method in dataset["methods"].values()}
+        dataset["tunings"] = {each: tuning for each, tuning in dataset["tunings"].items() if each in used}
         for search in dataset["searches"].values():
             search |= {"points": 7, "images": 4}
         small = {"images": 4, "shown": 2, "steps": 10, "fine_steps": 40}
