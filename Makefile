@@ -68,9 +68,11 @@ config/README.md: $(wildcard anisodiff/experiment/settings/*.py) anisodiff/exper
 clean:
 	rm -rf results/digits results/report.html .snakemake
 
+# k-diffusion without what it asks for: tests import its module of samplers, which needs none of it
 $(VENV)/made: envs/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r envs/requirements.txt
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps k-diffusion==0.1.1.post1
 	touch $@

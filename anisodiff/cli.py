@@ -18,6 +18,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from anisodiff.errors import InvalidArgument, StageError, Stopped
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.storage.files import provenance, version
+from anisodiff.storage.formats import FORMATS
 from anisodiff.training.launch import launch
 
 ENTRY = "datasets.<name>"
@@ -631,6 +632,23 @@ def report(
     from anisodiff.report import html_page
 
     html_page.write(results, output)
+
+
+@app.command(rich_help_panel=RESULTS)
+def export(
+    method: Annotated[str, typer.Argument(help=f"Name of the method: {ENTRY}.methods.<name>.")],
+    nfe: Annotated[int, typer.Option(help="Budget.")],
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
+    configfile: Annotated[list[Path], typer.Option(help="Configuration; repeat for several, the last holds.")] = [  # noqa: B006
+        Path("config/config.yaml")
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Name of the dataset, where there are several.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; left out, it is printed.")] = None,
+) -> None:
+    """Write a method's levels, and what else it takes to sample with it, for other software to read."""
+    from anisodiff.stages import exporting
+
+    exporting.export(configfile, dataset, method, nfe, kind, output)
 
 
 @app.command(rich_help_panel=RESULTS)

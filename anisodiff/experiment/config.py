@@ -3,13 +3,16 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from anisodiff.data.download import to_fetch
 from anisodiff.errors import StageError
-from anisodiff.experiment.config_text import plain
+from anisodiff.experiment.config_text import check_text, plain
 from anisodiff.experiment.references import check_references
 from anisodiff.experiment.renames import with_new_names
 from anisodiff.experiment.settings import ExperimentSettings, Section
@@ -22,6 +25,36 @@ KINDS = {
     "string": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "model": "object",
     "list": "array",
 }  # fmt: skip  # what pydantic calls a type -> what a schema does
+
+
+def read(files: Sequence[Path]) -> ExperimentSettings:
+    """Settings of configuration files, merged as Snakemake merges them: where two give a key, the later one holds.
+
+    Raises:
+        StageError: there is no such file, or what is in it is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        if not file.is_file():
+            raise StageError(f"{file}: no such file: give a configuration, --configfile")
+        check_text(file)
+        text = file.read_text(encoding="utf-8")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = yaml.safe_load(text)
+        if not isinstance(found, dict):
+            raise StageError(f"{file}: holds no keys: give a configuration, --configfile")
+        merged = _updated(merged, found)
+    return resolve(merged)
+
+
+def _updated(config: Any, changes: dict[Any, Any]) -> dict[Any, Any]:
+    """A copy with changes, key by key where both hold keys."""
+    made = dict(config) if isinstance(config, dict) else {}
+    for key, value in changes.items():
+        made[key] = _updated(made.get(key), value) if isinstance(value, dict) else value
+    return made
 
 
 def resolve(config: dict[str, Any]) -> ExperimentSettings:
