@@ -16,9 +16,11 @@ from anisodiff.grids.registry import GRIDS
 from anisodiff.methods import levels_of, own_sigma_data
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.solvers.generation import final_states
+from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import Metadata
+from anisodiff.storage.files import Metadata, digest
+from anisodiff.storage.tunings import load_tuning
 
 SPACE = ImageSpace()  # EDM's sigma_min and sigma_max, of the grids that are not in a path's own time
 
@@ -32,12 +34,14 @@ class Model:
         learned: the path is one of its own, not EDM's.
         device: where it computes.
         metadata: header of the network's file: settings, versions, training.
+        digest: sha256 of the network's file.
     """
 
     denoiser: Denoiser
     learned: bool
     device: str
     metadata: Metadata
+    digest: str
 
     @property
     def path(self) -> NoisePath:
@@ -75,7 +79,9 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
     if noise_path.subspaces.size != side:
         raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
     denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
-    return Model(denoiser.to(device).eval().requires_grad_(False), path is not None, device, metadata)
+    return Model(
+        denoiser.to(device).eval().requires_grad_(False), path is not None, device, metadata, digest(network_file)
+    )
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
@@ -120,6 +126,7 @@ def sample(
     seeds: Iterable[int] = range(16),
     grid: str | Levels | None = None,
     batch: int = 64,
+    tuning: Path | str | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Draw images, one a seed: noise, class and image depend on the seed alone.
 
@@ -130,23 +137,36 @@ def sample(
         seeds: one an image.
         grid: see `levels`; or levels of your own, which then say how many evaluations there are.
         batch: images at a time.
+        tuning: file of a tuning of this network, whose levels and weights take the place of grid and solver.
 
     Returns:
         images in [-1, 1], on the CPU.
 
     Raises:
-        StageError: see `levels`.
+        StageError: see `levels`; a tuning is of another network, or has not this budget.
     """
     _check_solver(solver)
-    grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
-    step, images = SOLVERS[solver].with_order(), []
+    options: SolveOptions = {"analytic_first": False, "threshold": False}
+    if tuning is not None:
+        step, metadata = load_tuning(tuning, model.path, nfe)
+        if metadata.get("network") != model.digest:
+            raise StageError(f"{tuning}: tuned for another network: load that")
+        tuned_from = metadata["settings"]["start"]
+        options = {"analytic_first": tuned_from["afs"], "threshold": tuned_from["threshold"]}
+        step = step.to(model.device)
+        grid = step.levels
+    else:
+        grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
+        step = SOLVERS[solver].with_order()
+    images = []
     for chosen, z in final_states(
-        model.denoiser, grid, step, list(seeds), model.shape, model.classes, batch, model.device
+        model.denoiser, grid, step, list(seeds), model.shape, model.classes, batch, model.device, **options
     ):
         images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
     return torch.cat(images) if images else torch.empty((0, *model.shape))
 
 
 def _check_solver(name: str) -> None:
-    if name not in SOLVERS:
-        raise StageError(f"solver: {name!r} is unknown: use one of {', '.join(SOLVERS)}")
+    known = [each for each, solver in SOLVERS.items() if not solver.tuned]
+    if name not in known:
+        raise StageError(f"solver: {name!r} is unknown here: use one of {', '.join(known)}, or a tuning's file")

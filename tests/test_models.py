@@ -72,7 +72,7 @@ def test_what_cannot_be_is_one_line(run, tmp_path):
     model = anisodiff.load(BASE)
     checkpoints.save_path(tmp_path / "large.safetensors", edm_path(16))
     for call, says in (
-        (lambda: anisodiff.sample(model, solver="rk45"), "solver: 'rk45' is unknown: use one of euler, heun,"),
+        (lambda: anisodiff.sample(model, solver="rk45"), "solver: 'rk45' is unknown here: use one of euler, heun,"),
         (lambda: anisodiff.levels(model, 9, grid="cosine"), "grid: 'cosine' is unknown here: use one of karras,"),
         (
             lambda: anisodiff.levels(model, 8, "heun"),

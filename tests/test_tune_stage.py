@@ -9,6 +9,7 @@ import torch
 import yaml
 from runs import ROOT, SPACE, method_of
 
+import anisodiff
 from anisodiff.compute import CPU
 from anisodiff.errors import StageError, Stopped
 from anisodiff.experiment.config import resolve
@@ -204,7 +205,7 @@ def test_pairs_that_do_not_fit_memory_are_refused(start, pairs, tmp_path, monkey
 
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 DIGITS = CONFIG["datasets"]["digits"]
-DIGITS["tunings"] = {"t": {"start": "plain", "teacher": "edm", "nfe": [3, 5]}}
+DIGITS["tunings"] |= {"t": {"start": "plain", "teacher": "edm", "nfe": [3, 5]}}
 DIGITS["methods"]["plain"] = {
     "network": "base",
     "path": "edm",
@@ -235,7 +236,7 @@ DIGITS["methods"]["t"] = {
         ("methods", {"network": "ani"}, r"t\.network: 't' is tuned with 'base', not 'ani'"),
         ("methods", {"path": "ani"}, r"t\.tuning: 't' is tuned on another path"),
         ("methods", {"threshold": True}, r"t\.threshold: 't' is tuned with False, not True"),
-        ("methods", {"tuning": None}, r"t\.tuning: '' is unknown; known here: t"),
+        ("methods", {"tuning": None}, r"t\.tuning: '' is unknown; known here: gs, gs-ani, t"),
         ("methods", {"grid": "karras"}, r"t\.tuning: only the grid 'tuned' takes one"),
         ("methods", {"grid": "karras", "tuning": None}, r"t\.solver: tuned goes with the grid tuned"),
     ],
@@ -260,3 +261,16 @@ def test_solvers_that_can_be_tuned_are_those_with_a_theory():
 def test_the_header_is_plain(made):
     """What `inspect` prints."""
     assert json.loads(json.dumps(checkpoints.header(made)))["budgets"] == [3, 4]
+
+
+def test_in_python_a_tuning_is_a_file(start, made):
+    model = anisodiff.load(start[0])
+    found = anisodiff.sample(model, nfe=3, seeds=range(1016, 1024), batch=8, tuning=made)
+    assert torch.equal(found, images(row(start, made), 3, made).clamp(-1, 1))
+    with pytest.raises(StageError, match="not tuned for 9 evaluations"):
+        anisodiff.sample(model, tuning=made)
+    with pytest.raises(StageError, match=r"'tuned' is unknown here: use one of .*, or a tuning's file"):
+        anisodiff.sample(model, solver="tuned")
+    other = anisodiff.load(ROOT / "config/checkpoints/digits/base.safetensors")
+    with pytest.raises(StageError, match="tuned for another network: load that"):
+        anisodiff.sample(other, nfe=3, tuning=made)
