@@ -66,6 +66,12 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.runs.iso.kimg", -1, r"datasets\.digits\.runs\.iso\.kimg: -1.* is not above 0"),
         ("datasets.digits.runs.iso.path_gradient", "half", r"runs\.iso\.path_gradient: 'half' is not one of"),
         ("datasets.digits.methods.iso.solver", "rk4", r"methods\.iso\.solver: 'rk4' is not one of"),
+        ("datasets.digits.searches.gits.solver", "tuned", r"searches\.gits\.solver: tuned has no images to try: use"),
+        (
+            "datasets.digits.searches.gits.solver",
+            "euler-maruyama",
+            r"gits\.solver: euler-maruyama has no images to try",
+        ),
         (
             "datasets.digits.methods.iso.network",
             "isso",

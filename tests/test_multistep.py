@@ -280,7 +280,7 @@ def test_a_subspace_may_slow_down_or_stand_still(share):
     truth = solve(model, z, at(torch.cat([*between, levels.nodes[-1:]])), SOLVERS["heun"].with_order())
     euler = float((solve(model, z, levels, SOLVERS["euler"].with_order()) - truth).norm())
     for name, solver in SOLVERS.items():
-        if name != "euler" and not solver.stochastic:
+        if name != "euler" and not (solver.stochastic or solver.tuned):
             assert float((solve(model, z, levels, SOLVERS[name].with_order()) - truth).norm()) < 0.5 * euler, name
 
 

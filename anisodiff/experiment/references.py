@@ -69,6 +69,12 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         for name, entry in getattr(dataset, kind).items():
             check(f"{kind}.{name}.network", entry.network, networks)
             check(f"{kind}.{name}.path", entry.path, {*paths, *runs})
+    for name, search in searches.items():
+        if SOLVERS[search.solver].stochastic or SOLVERS[search.solver].tuned:
+            known = ", ".join(each for each, entry in SOLVERS.items() if not (entry.stochastic or entry.tuned))
+            raise StageError(
+                f"{where}.searches.{name}.solver: {search.solver} has no images to try: use one of {known}"
+            )
     for name, entry in dataset.geometry.items():
         on = (paths | runs)[entry.path]
         basis = basis_of(on.subspaces)
