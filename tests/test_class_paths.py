@@ -246,7 +246,9 @@ def test_covariances_keep_their_digits_where_the_mean_is_large():
     x = x - x.mean(0)
     subspaces = Subspaces(partition(SIDE, "block"))
     exact = subspaces.dct(x).square().sum(0) / (len(x) - 1)
-    torch.testing.assert_close(coefficient_variances(images, subspaces), exact, rtol=1e-13, atol=0)
+    for kind in ("block", "whole"):  # a spectrum is of modes, also where states are kept in pixels
+        subspaces = Subspaces(partition(SIDE, kind))
+        torch.testing.assert_close(coefficient_variances(images, subspaces), exact, rtol=1e-13, atol=0)
     exact = torch.linalg.svd(x.flatten(1), full_matrices=False)[2][:4]
     found = components(images, torch.arange(len(images)), 4)
     signs = (found * exact).sum(1, keepdim=True).sign()
