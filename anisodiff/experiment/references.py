@@ -2,7 +2,14 @@
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
-from anisodiff.experiment.settings import DatasetSettings, MethodSettings, RunSettings, SearchSettings, TrainingSettings
+from anisodiff.experiment.settings import (
+    DatasetSettings,
+    MethodSettings,
+    RunSettings,
+    SearchSettings,
+    ToySettings,
+    TrainingSettings,
+)
 from anisodiff.experiment.settings.base import basis_of, turns
 from anisodiff.grids.registry import GRIDS
 from anisodiff.metrics.registry import FEATURES
@@ -44,10 +51,7 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     if dataset.pretrain is not None:
         trained["pretrain"] = dataset.pretrain
     for key, settings in trained.items():
-        if settings.micro_batch is not None and settings.batch % settings.micro_batch:
-            raise StageError(
-                f"{where}.{key}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}"
-            )
+        _check_micro_batch(f"{where}.{key}", settings)
     for name, run in runs.items():
         _check_forward_process(f"{where}.runs.{name}", run)
         check(f"runs.{name}.start", run.start, networks)
@@ -107,6 +111,29 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     for name in dataset.plots.strip_methods or []:
         if (nfe := grid_nfe(dataset)) not in budgets(dataset, name):
             raise StageError(f"{where}.plots.grid_nfe: {nfe} is no budget of {name!r} in strip_methods")
+
+
+def check_toy(where: str, toy: ToySettings) -> None:
+    """Refuse the first row whose settings have nothing to act on.
+
+    Args:
+        where: the toy's key.
+        toy: its settings.
+
+    Raises:
+        StageError: what is wrong, with the path of its key.
+    """
+    _check_micro_batch(where, toy)
+    for name, row in toy.rows.items():
+        if row.kinetic and row.learns not in ("noise", "drift"):
+            raise StageError(f"{where}.rows.{name}.kinetic: it moves what noise and drift learn: set it to 0")
+        if row.ends == "fixed" and row.learns != "noise":
+            raise StageError(f"{where}.rows.{name}.ends: they are fixed but where noise learns: leave it out")
+
+
+def _check_micro_batch(where: str, settings: TrainingSettings) -> None:
+    if settings.micro_batch is not None and settings.batch % settings.micro_batch:
+        raise StageError(f"{where}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}")
 
 
 def _check_forward_process(where: str, run: RunSettings) -> None:

@@ -11,6 +11,7 @@ from anisodiff.experiment.settings.methods import (
     SearchSettings,
 )
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
+from anisodiff.experiment.settings.toys import PlaneSettings, ToyRowSettings, ToySettings, ToyTrainingSettings
 from anisodiff.experiment.settings.training import (
     FeatureTrainingSettings,
     NetworkSettings,
@@ -34,11 +35,15 @@ __all__ = [
     "MethodSettings",
     "NetworkSettings",
     "PathSettings",
+    "PlaneSettings",
     "PretrainSettings",
     "RunSettings",
     "SamplingSettings",
     "SearchSettings",
     "Section",
+    "ToyRowSettings",
+    "ToySettings",
+    "ToyTrainingSettings",
     "TrainingSettings",
     "WarpSettings",
 ]

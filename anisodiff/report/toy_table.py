@@ -1,0 +1,113 @@
+"""The table of the toy: a row a process, mean and standard deviation over seeds, a part a plane."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from anisodiff.errors import StageError
+from anisodiff.report.tables import markdown
+from anisodiff.storage import checkpoints
+from anisodiff.storage.files import Metadata, write_text
+
+Files = Mapping[str, Mapping[str, Sequence[str]]]  # plane -> row -> a file a seed
+COLUMNS = {  # of a file's summary: head of the page, digits
+    "energy": ("energy", 2),
+    "horizontal": ("along the plane", 3),
+    "length": ("length / chord", 3),
+    "rate_1": ("rates", 2),
+    "rate_2": ("", 2),
+    "rate_3": ("", 2),
+    "rate_normal": ("rate, normal", 2),
+    "angle": ("normal off by", 0),
+    "angle_start": ("at the start", 0),
+    "omega": ("omega", 3),
+}
+NOTES = """\
+Mean ± standard deviation over {seeds} trainings of {kimg:g} kimg; {images:,} samples a distance, by {solver} in steps
+that are uniform in the process's time. Everything is measured in the process's own coordinates, where the noise is
+N(0, I) at the end; learned rates are those of the last step, the network's weights are averaged.
+
+W_2^2, by the number of steps: squared Wasserstein distance between the plane's Gaussian and the Gaussian that has the
+samples' mean and covariance, with a noise of about {floor:.1g}. Energy: kinetic energy of the flow, int E|v|^2 dt;
+along the plane: the share of it that does not point along the normal. Length / chord: of sampling trajectories of the
+most steps, lengths and chords summed over them. Rates: eigenvalues of R^-1, in rising order, and that of the vector
+nearest to the plane's normal, with its angle to it in degrees, now and at the start (the nearest of three random
+directions); with drift, the angle of omega's axis. Omega: its turns in radians a unit of beta.
+
+exact is the flow in closed form on the fixed process (VP), which no training enters: what is left at many steps is the
+noise of the samples. Rows are described in config/fp-toy.yaml."""
+
+
+def write(files: Files, output: Path) -> None:
+    """Write `table.csv`, a line a seed, and `table.md`.
+
+    Args:
+        files: of the stage `toy`, by plane and row.
+        output: folder.
+    """
+    headers = [
+        (plane, row, header(file)) for plane, rows in files.items() for row, found in rows.items() for file in found
+    ]
+    tidy = pd.DataFrame([_line(plane, row, each) for plane, row, each in headers])
+    write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
+    distances = [name for name in map(str, tidy) if name.startswith("w2_")]
+    heads = [f"W_2^2, {name.removeprefix('w2_')}" for name in distances]
+    parts = []
+    for plane, rows in files.items():
+        lines = [["row", *heads, *(head for head, _ in COLUMNS.values() if head)]]
+        for row in rows:
+            of_row = tidy[(tidy["plane"] == plane) & (tidy["row"] == row)]
+            cells = [_cell(of_row[name], 4) for name in distances]
+            known = {name: _cell(of_row[name], digits) for name, (_, digits) in COLUMNS.items() if name in tidy}
+            rates = ", ".join(known.pop(f"rate_{k}") for k in (1, 2, 3))
+            lines.append(
+                [row, *cells, *({"energy": "", "horizontal": "", "length": "", "rates": rates} | known).values()]
+            )
+        parts += [f"**{plane}**: {_described(headers, plane)}", markdown(lines)]
+    settings = headers[0][2]["settings"]["toy"]
+    notes = NOTES.format(
+        seeds=tidy["seed"].nunique(), kimg=settings["kimg"], images=settings["images"], solver=settings["solver"],
+        floor=3 / settings["images"],
+    )  # fmt: skip
+    write_text(output / "table.md", "\n\n".join([*parts, notes]) + "\n")
+
+
+def header(file: str | Path) -> Metadata:
+    """The header of a file of the toy.
+
+    Raises:
+        StageError: it is another file.
+    """
+    metadata = checkpoints.header(file)
+    if not metadata.get("toy"):
+        raise StageError(f"{file}: holds no toy: give a file of the stage `toy`")
+    return metadata
+
+
+def _line(plane: str, row: str, metadata: Metadata) -> dict[str, Any]:
+    """A file's columns as a line of the tidy table."""
+    summary = dict(metadata["summary"])
+    rates = {f"rate_{k}": rate for k, rate in enumerate(sorted(summary.pop("rates")), start=1)}
+    made = {f"{key[:-1]}": " ".join(metadata[key]) for key in ("versions", "commits")}
+    seed = metadata["settings"]["toy"]["seed"]
+    return {"plane": plane, "row": row, "seed": seed, **summary, **rates, "seconds": metadata["seconds"], **made}
+
+
+def _cell(values: pd.Series, digits: int) -> str:
+    """Mean ± standard deviation, where there is any to speak of; nothing where nothing was learned."""
+    known = values.dropna().tolist()
+    if not known:
+        return ""
+    mean, spread = fmean(known), stdev(known) if len(known) > 1 else 0.0
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread > 0.5 * 10**-digits else "")
+
+
+def _described(headers: Sequence[tuple[str, str, Metadata]], plane: str) -> str:
+    """What a plane is, in words."""
+    about = next(each["settings"]["plane"] for name, _, each in headers if name == plane)
+    tilt = f", tilted by {about['tilt']:g} rad" if about["tilt"] else ""
+    variances = " and ".join(f"{each:g}" for each in about["variances"])
+    return f"a plane at a distance of {about['distance']:g}{tilt}, variances in it {variances}"
