@@ -51,12 +51,7 @@ def path_of(rates: list[float]) -> NoisePath:
     return NoisePath(basis, ExponentSchedule(torch.tensor(rates, dtype=torch.float64).log()))
 
 
-@pytest.fixture(autouse=True)
-def without_gradient(request):
-    with torch.set_grad_enabled("learn" in request.node.name or "kinetic" in request.node.name):
-        yield
-
-
+@torch.no_grad()
 @pytest.mark.parametrize(("rates", "frame"), [([0.5, 1.0, 2.0], None), ([1.0, 1.0, 1.0], frame_of(0.8))])
 def test_the_velocity_is_that_of_a_trajectory_in_the_processs_own_coordinates(rates, frame):
     """Central difference of the flow, integrated in the path's coordinates."""
@@ -96,6 +91,7 @@ def test_the_kinetic_energy_of_a_turned_network_is_that_of_its_velocity():
     assert all(each.grad is None for each in denoiser.network.network.parameters())
 
 
+@torch.no_grad()
 def test_what_omega_adds_to_the_kinetic_energy_of_the_exact_flow():
     """`beta'^2 E|omega x|^2`, and nothing across: the regulariser can only lower it to 0."""
     path, frame = path_of([1.0, 1.0, 1.0]), frame_of(0.8)
@@ -107,12 +103,13 @@ def test_what_omega_adds_to_the_kinetic_energy_of_the_exact_flow():
         ProcessCoordinates(path, each).velocity(exact, z, t).square().flatten(1).sum(1) for each in (None, frame)
     )
     rate = 0.999 * (0.1 + 19.9 * (0.001 + 0.999 * 0.4))
-    added = rate**2 * frame.omega(ProcessCoordinates(path).of(z, noise)).detach().square().flatten(1).sum(1)
+    added = rate**2 * frame.omega(ProcessCoordinates(path).of(z, noise)).square().flatten(1).sum(1)
     across = turned - straight - added
     assert float(added.mean()) > 5
     assert abs(float(across.mean())) < 4 * float(across.std()) / count**0.5 + 0.02 * float(added.mean())
 
 
+@torch.no_grad()
 def test_the_fixed_process_has_the_energy_and_the_shares_of_closed_forms():
     """7.844 along the normal from time 0.001; shares along the plane 0, 0.12 and 0.32 for variances 1, 1/4 and 4."""
     path = path_of([1.0, 1.0, 1.0])
@@ -159,7 +156,8 @@ def test_a_short_run_learns_every_row_and_draws_it(made):
     by_row = table.set_index("row")
     assert by_row.loc["noise", "rate_normal"].notna().all()
     assert pd.isna(by_row.loc["vp", "angle"])
-    assert (by_row["omega"] > 0).groupby("row").all().to_dict() == {row: "drift" in row for row in TOY.rows}
+    for column in ("omega", "omega_start"):
+        assert by_row[column].notna().groupby("row").all().to_dict() == {row: "drift" in row for row in TOY.rows}
     page = (folder / "table.md").read_text()
     assert page.count("\n| ") == len(TOY.rows) + 2
     assert page.count(" ± ") > 5
@@ -169,8 +167,8 @@ def test_a_short_run_learns_every_row_and_draws_it(made):
             assert (folder / f"plots/{name}.{kind}").stat().st_size > 1000
     tensors, metadata = checkpoints.read(files["tilted"]["drift"][0])
     assert {name: list(each.shape) for name, each in tensors.items()} == {
-        "exact_velocity": [169, 3], "forward": [101, 4, 3], "places": [169, 2], "sampling": [4, 4, 3],
-        "velocity": [169, 3],
+        "exact_velocity": [81, 3], "forward": [151, 3, 3], "places": [81, 2], "sampling": [4, 4, 3],
+        "velocity": [81, 3],
     }  # fmt: skip
     assert metadata["settings"]["row"]["learns"] == "drift"
     assert (Path(files["tilted"]["vp"][0]).with_suffix(".jsonl")).is_file()
@@ -182,6 +180,21 @@ def test_the_toy_is_published_with_what_made_it(made, tmp_path):
     found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()}
     assert {"provenance.json", "table.csv", "table.md", "plots/toy-forward.svg"} <= found
     assert not any("rows" in each for each in found)
+
+
+def test_every_row_has_a_panel_of_its_own_colour(made, monkeypatch):
+    drawn = {}
+    keep = lambda figures, *_: drawn.update({name: draw() for name, draw in figures.items()})  # noqa: E731
+    monkeypatch.setattr(toy_figures, "save", keep)
+    toy_figures.make(made[1], made[0])
+    colour = toy_figures.colours(list(TOY.rows))
+    for name in ("toy-forward", "toy-velocities", "toy-trajectories"):
+        shown = {axes.get_title(loc="left").removeprefix("tilted: "): axes for axes in drawn[name].axes}
+        assert list(shown) == list(TOY.rows)
+        for row, axes in shown.items():
+            curves = axes.lines[1:]  # after the plane
+            assert {each.get_color() for each in curves} == ({colour[row]} if curves else set())
+            assert curves or len(axes.collections) == 2  # arrows, exact and learned
 
 
 def test_a_row_has_one_colour_and_no_other_has_it():

@@ -93,11 +93,11 @@ FIGURES = {
     ),
     "toy-forward": Caption(
         "{dataset}: forward trajectories from the data to noise",
-        "Seen along the y axis, in the process's own coordinates; the same data and noise in all panels.",
+        "Seen along the y axis, in the process's own coordinates, to half its time; the same noise in all panels.",
     ),
     "toy-velocities": Caption(
         "{dataset}: velocities of the flow towards the data, at $t = 0.3$ and $y = 0$",
-        "What the network has learned, over the exact flow of the same process.",
+        "What the network has learned, over the exact flow of the same process; all arrows to one scale.",
     ),
     "toy-trajectories": Caption(
         "{dataset}: four sampling trajectories of the same seeds",

@@ -20,8 +20,9 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata
 
 COLUMNS = 4  # panels side by side
-EXACT = "0.55"  # of the flow in closed form beside a learned one
-FRICTIONS = {1.0: ("#CC79A7", "--"), 2.0: ("#D55E00", "-"), 4.0: ("#0072B2", "-.")}
+PLANE = "0.82"
+EXACT = "0.5"  # of the flow in closed form beside a learned one
+FRICTIONS = {1.0: ("#44AA99", "--"), 2.0: ("#661100", "-"), 4.0: ("#999933", "-.")}  # in no row's colour
 Entry = tuple[dict[str, Tensor], Metadata]  # of the first seed
 Draw = Callable[[Axes, Entry, str], None]
 
@@ -59,10 +60,9 @@ def _panels(entries: dict[str, dict[str, Entry]], draw: Draw, legend: list[Line2
         sum(lines), COLUMNS, figsize=(7.4, 1.95 * sum(lines)), squeeze=False, sharex=True, sharey=True
     )
     for first, count, (plane, rows) in zip(itertools.accumulate([0, *lines]), lines, entries.items(), strict=False):
-        panels = grid[first : first + count].flat
-        colour = colours(list(rows))
-        for k, axes in enumerate(panels):
-            axes.set_visible(k < len(rows))
+        panels, colour = grid[first : first + count].flatten(), colours(list(rows))
+        for axes in panels[len(rows) :]:
+            axes.set_visible(False)
         for axes, (row, entry) in zip(panels, rows.items(), strict=False):
             draw(axes, entry, colour[row])
             axes.set_title(f"{plane}: {row}", fontsize=8, loc="left", color=colour[row])
@@ -80,10 +80,10 @@ def _plane(axes: Axes, metadata: Metadata) -> None:
     """The plane, where it cuts the axes' own."""
     about = metadata["settings"]["plane"]
     normal = np.array([np.sin(about["tilt"]), np.cos(about["tilt"])])
-    axes.axline(tuple(about["distance"] * normal), slope=-normal[0] / normal[1], color="0.7", linewidth=3, zorder=0)
+    axes.axline(tuple(about["distance"] * normal), slope=-normal[0] / normal[1], color=PLANE, linewidth=3, zorder=0)
 
 
-PLANE = Line2D([], [], color="0.7", linewidth=3, label="the data's plane")
+PLANE_LINE = Line2D([], [], color=PLANE, linewidth=3, label="the data's plane")
 
 
 def forward(entries: dict[str, dict[str, Entry]]) -> Figure:
@@ -93,13 +93,16 @@ def forward(entries: dict[str, dict[str, Entry]]) -> Figure:
         tensors, metadata = entry
         _plane(axes, metadata)
         for curve in tensors["forward"].unbind(1):
-            axes.plot(curve[:, 0], curve[:, 2], color=colour, linewidth=0.6, alpha=0.8)
+            axes.plot(curve[:, 0], curve[:, 2], color=colour, linewidth=0.7)
             axes.plot(*curve[0, [0, 2]], "o", color=colour, markersize=4)
+            axes.plot(*curve[-1, [0, 2]], "o", color=colour, markersize=4, markerfacecolor="white")
 
-    start = Line2D([], [], color="k", marker="o", linestyle="none", markersize=4, label="start, on the plane")
-    return _panels(
-        entries, draw, [PLANE, start, Line2D([], [], color="k", linewidth=0.8, label="on the way to N(0, I)")]
-    )
+    return _panels(entries, draw, [PLANE_LINE, _mark("start, t = 0", "k"), _mark("t = 0.5", "white")])
+
+
+def _mark(label: str, fill: str) -> Line2D:
+    look = {"marker": "o", "linestyle": "none", "markerfacecolor": fill, "markersize": 4}
+    return Line2D([], [], color="k", label=label, **look)
 
 
 def velocities(entries: dict[str, dict[str, Entry]]) -> Figure:
@@ -111,10 +114,10 @@ def velocities(entries: dict[str, dict[str, Entry]]) -> Figure:
         places = tensors["places"]
         for name, of, width in (("exact_velocity", EXACT, 0.012), ("velocity", colour, 0.006)):
             back = -tensors[name]
-            axes.quiver(*places.T, back[:, 0], back[:, 2], color=of, width=width, angles="xy", scale=45, headwidth=4)
+            axes.quiver(*places.T, back[:, 0], back[:, 2], color=of, width=width, angles="xy", scale=70, headwidth=4)
 
     exact = Line2D([], [], color=EXACT, linewidth=3, label="exact flow of the same process")
-    return _panels(entries, draw, [PLANE, exact, Line2D([], [], color="k", linewidth=1.2, label="learned")])
+    return _panels(entries, draw, [PLANE_LINE, exact, Line2D([], [], color="k", linewidth=1.2, label="learned")])
 
 
 def trajectories(entries: dict[str, dict[str, Entry]]) -> Figure:
@@ -128,12 +131,7 @@ def trajectories(entries: dict[str, dict[str, Entry]]) -> Figure:
             axes.plot(*curve[0, [0, 2]], "o", color=colour, markersize=4, markerfacecolor="white")
             axes.plot(*curve[-1, [0, 2]], "o", color=colour, markersize=4)
 
-    marks = {"noise": "white", "sample": "k"}
-    ends = [
-        Line2D([], [], color="k", marker="o", linestyle="none", markerfacecolor=fill, markersize=4, label=label)
-        for label, fill in marks.items()
-    ]
-    return _panels(entries, draw, [PLANE, *ends])
+    return _panels(entries, draw, [PLANE_LINE, _mark("noise, t = 1", "white"), _mark("sample, t = 0", "k")])
 
 
 def damped() -> Figure:
@@ -143,7 +141,7 @@ def damped() -> Figure:
     """
     times = torch.linspace(0, 10, 201, dtype=torch.float64)
     unit = torch.eye(2, dtype=torch.float64)
-    processes = {"vp: noise on both": (FlexibleProcess(unit, 0 * unit), "#E69F00", ":")}
+    processes = {"noise on both (VP)": (FlexibleProcess(unit, 0 * unit), EXACT, ":")}
     for friction, look in FRICTIONS.items():
         name = f"friction {friction:g}" + (", critical" if friction == 2 else "")
         processes[name] = (critically_damped(1, friction), *look)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
@@ -13,18 +12,17 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, write_text
 
 Files = Mapping[str, Mapping[str, Sequence[str]]]  # plane -> row -> a file a seed
-COLUMNS = {  # of a file's summary: head of the page, digits
-    "energy": ("energy", 2),
-    "horizontal": ("along the plane", 3),
-    "length": ("length / chord", 3),
-    "rate_1": ("rates", 2),
-    "rate_2": ("", 2),
-    "rate_3": ("", 2),
-    "rate_normal": ("rate, normal", 2),
-    "angle": ("normal off by", 0),
-    "angle_start": ("at the start", 0),
-    "omega": ("omega", 3),
-}
+COLUMNS = (  # of the page: of what, head, digits
+    (("energy",), "energy", 2),
+    (("horizontal",), "along the plane", 3),
+    (("length",), "length / chord", 3),
+    (("rate_1", "rate_2", "rate_3"), "rates", 2),
+    (("rate_normal",), "rate, normal", 2),
+    (("angle",), "normal off by", 0),
+    (("angle_start",), "off at the start", 0),
+    (("omega",), "omega", 3),
+    (("omega_start",), "omega at the start", 2),
+)
 NOTES = """\
 Mean ± standard deviation over {seeds} trainings of {kimg:g} kimg; {images:,} samples a distance, by {solver} in steps
 that are uniform in the process's time. Everything is measured in the process's own coordinates, where the noise is
@@ -35,7 +33,7 @@ samples' mean and covariance, with a noise of about {floor:.1g}. Energy: kinetic
 along the plane: the share of it that does not point along the normal. Length / chord: of sampling trajectories of the
 most steps, lengths and chords summed over them. Rates: eigenvalues of R^-1, in rising order, and that of the vector
 nearest to the plane's normal, with its angle to it in degrees, now and at the start (the nearest of three random
-directions); with drift, the angle of omega's axis. Omega: its turns in radians a unit of beta.
+directions); with drift, the angle of omega's axis. Omega: its turn in radians a unit of beta, from N(0, 1).
 
 exact is the flow in closed form on the fixed process (VP), which no training enters: what is left at many steps is the
 noise of the samples. Rows are described in config/fp-toy.yaml."""
@@ -53,19 +51,15 @@ def write(files: Files, output: Path) -> None:
     ]
     tidy = pd.DataFrame([_line(plane, row, each) for plane, row, each in headers])
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
-    distances = [name for name in map(str, tidy) if name.startswith("w2_")]
-    heads = [f"W_2^2, {name.removeprefix('w2_')}" for name in distances]
+    distances = sorted((name for name in map(str, tidy) if name.startswith("w2_")), key=lambda name: int(name[3:]))
+    columns = [*(((name,), f"W_2^2, {name[3:]} steps", 4) for name in distances), *COLUMNS]
     parts = []
     for plane, rows in files.items():
-        lines = [["row", *heads, *(head for head, _ in COLUMNS.values() if head)]]
+        lines = [["row", *(head for _, head, _ in columns)]]
         for row in rows:
-            of_row = tidy[(tidy["plane"] == plane) & (tidy["row"] == row)]
-            cells = [_cell(of_row[name], 4) for name in distances]
-            known = {name: _cell(of_row[name], digits) for name, (_, digits) in COLUMNS.items() if name in tidy}
-            rates = ", ".join(known.pop(f"rate_{k}") for k in (1, 2, 3))
-            lines.append(
-                [row, *cells, *({"energy": "", "horizontal": "", "length": "", "rates": rates} | known).values()]
-            )
+            of_row = tidy[(tidy["plane"] == plane) & (tidy["row"] == row)].dropna(axis="columns")
+            cells = [[_cell(of_row[name], digits) for name in names if name in of_row] for names, _, digits in columns]
+            lines.append([row, *map(", ".join, cells)])
         parts += [f"**{plane}**: {_described(headers, plane)}", markdown(lines)]
     settings = headers[0][2]["settings"]["toy"]
     notes = NOTES.format(
@@ -97,11 +91,8 @@ def _line(plane: str, row: str, metadata: Metadata) -> dict[str, Any]:
 
 
 def _cell(values: pd.Series, digits: int) -> str:
-    """Mean ± standard deviation, where there is any to speak of; nothing where nothing was learned."""
-    known = values.dropna().tolist()
-    if not known:
-        return ""
-    mean, spread = fmean(known), stdev(known) if len(known) > 1 else 0.0
+    """Mean ± standard deviation, where there is any to speak of."""
+    mean, spread = values.mean(), values.std() if len(values) > 1 else 0.0
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread > 0.5 * 10**-digits else "")
 
 

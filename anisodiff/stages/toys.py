@@ -41,10 +41,11 @@ SHAPE = (3, 1, 1)
 HELDOUT = 512  # points on which the end of a training is checked
 TIMES, POINTS = 200, 256  # of the kinetic energy: times, and points at each
 CURVES = 512  # trajectories whose length is measured
-SHOWN = 4  # trajectories in a figure, as in the paper's
-FORWARD = 100  # steps of a forward trajectory in a figure
+SHOWN = 4  # sampling trajectories in a figure, as in the paper's
+STARTS = (-1.5, 0.0, 1.5)  # of forward trajectories, in standard deviations of the direction that tilts
+FORWARD = torch.linspace(0, 0.5, 151, dtype=torch.float64)  # their times: later ones are noise alone
 SECTION = 0.3  # time of the velocities in a figure: mean and deviation of the normal direction are about 1 there
-GRID = (torch.linspace(-2.5, 2.5, 13), torch.linspace(-1.5, 3.0, 13))  # their places, x and z
+GRID = (torch.linspace(-2.4, 2.4, 9), torch.linspace(-1.6, 3.2, 9))  # their places, x and z
 
 
 class PlaneBatches:
@@ -83,10 +84,12 @@ class Process:
     Attributes:
         denoiser: network over the path, or the exact one.
         frame: that turns; None where omega is 0.
+        omega: before it learned, in radians a unit of beta.
     """
 
     denoiser: Denoiser
     frame: PlaneFrame | None = None
+    omega: float = 0.0
 
     @property
     def path(self) -> NoisePath:
@@ -100,7 +103,7 @@ class Process:
 
 def learn_plane(
     settings: ToyTrainingSettings,
-    plane_settings: PlaneSettings,
+    data: PlaneSettings,
     row: ToyRowSettings,
     output: Path,
     compute: Compute = CPU,
@@ -109,7 +112,7 @@ def learn_plane(
 
     Args:
         settings: how it is trained and measured, and the seed.
-        plane_settings: the data.
+        data: the plane.
         row: what is learned, and by which loss.
         output: safetensors file of what the figures show, with the row's columns in its header as `summary`.
         compute: where, and in which precision.
@@ -118,9 +121,8 @@ def learn_plane(
         StageError: the loss, or a sample, is not finite.
     """
     compute = compute.begin()
-    about = plane_settings
-    plane = Plane(about.distance, (about.variances[0], about.variances[1]), about.tilt, about.thickness)
-    parts = {"toy": settings, "plane": plane_settings, "row": row, "compute": asdict(compute)}
+    plane = Plane(data.distance, (data.variances[0], data.variances[1]), data.tilt, data.thickness)
+    parts = {"toy": settings, "plane": data, "row": row, "compute": asdict(compute)}
     network, path = _start(settings, row)
 
     def finish(process: Process, seconds: float) -> None:
@@ -137,12 +139,13 @@ def learn_plane(
     batches = PlaneBatches(plane, settings.seed, compute.device)
     work = network_work(SPACE, _run(settings, row), network, path, batches, compute)
     training = work.training
+    omega = float(network.frame.rates.detach().abs()) if isinstance(network, Turned) else 0.0
 
     def finish_training() -> None:
         learned = saved_network(training)
         frame = learned.frame if isinstance(learned, Turned) else None
         denoiser = Denoiser(learned, saved_path(training, work.path), SPACE.sigma_data, compute.body)
-        finish(Process(denoiser.cpu(), frame), training.seconds)
+        finish(Process(denoiser.cpu(), frame, omega), training.seconds)
 
     drive(work, fingerprint(parts, []), settings.save_seconds, output, compute, finish_training)
 
@@ -203,7 +206,7 @@ def _measured(settings: ToyTrainingSettings, plane: Plane, process: Process) -> 
         "length": float(measured.length.sum() / chords.sum()),
         **_learned(plane, process),
     }
-    shown = {"sampling": curves[:, :SHOWN], "forward": _forward(settings, plane, process)}
+    shown = {"sampling": curves[:, :SHOWN], "forward": _forward(plane, process)}
     return summary, shown | _section(plane, process)
 
 
@@ -245,14 +248,13 @@ def _trajectories(settings: ToyTrainingSettings, process: Process) -> Tensor:
     return torch.stack([process.coordinates.of(z, process.path.at(t[None])).flatten(1) for z, t in pairs])
 
 
-def _forward(settings: ToyTrainingSettings, plane: Plane, process: Process) -> Tensor:
+def _forward(plane: Plane, process: Process) -> Tensor:
     """Trajectories of the forward process from the data, `[N, B, 3]`; its increments are independent in z."""
-    generator = torch.Generator().manual_seed(0)  # the same noise in all rows
-    z, path = process.path.from_pixels(plane.draw(SHOWN, generator)), process.path
-    noises = [path.at(t[None]) for t in torch.linspace(0, 1, FORWARD + 1, dtype=torch.float64)]
-    points, before = [], torch.zeros_like(noises[0].g)
-    for noise in noises:
-        added = path.from_pixels(torch.randn(SHOWN, *SHAPE, generator=generator, dtype=torch.float64))
+    path, generator = process.path, torch.Generator().manual_seed(0)  # the same noise in all rows
+    starts = plane.mean + torch.tensor(STARTS, dtype=torch.float64)[:, None] * plane.factors[0]
+    z, points, before = path.from_pixels(as_images(starts)), [], torch.zeros(1, path.subspaces.count)
+    for noise in (path.at(t[None]) for t in FORWARD):
+        added = path.from_pixels(torch.randn(len(STARTS), *SHAPE, generator=generator, dtype=torch.float64))
         z, before = z + path.scale(added, (noise.g - before).sqrt()), noise.g
         points.append(process.coordinates.of(z, noise).flatten(1))
     return torch.stack(points)
@@ -278,7 +280,9 @@ def _learned(plane: Plane, process: Process) -> dict[str, float | list[float]]:
     """
     basis = process.path.subspaces if process.frame is None else process.frame.basis
     rates = process.path.schedule.state_dict()["log_lambda"].exp().expand(SHAPE[0]).tolist()
-    found = {"rates": rates, "omega": 0.0 if process.frame is None else float(process.frame.rates.abs())}
+    found: dict[str, float | list[float]] = {"rates": rates}
+    if process.frame is not None:
+        found |= {"omega": float(process.frame.rates.abs()), "omega_start": process.omega}
     if not isinstance(basis, DenseBasis):
         return found
     (now,), (start,) = basis.matrices(), basis.start_matrices()
