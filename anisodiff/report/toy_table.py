@@ -13,6 +13,7 @@ from anisodiff.storage.files import Metadata, write_text
 
 Files = Mapping[str, Mapping[str, Sequence[str]]]  # plane -> row -> a file a seed
 COLUMNS = (  # of the page: of what, head, digits
+    (("exact",), "exact flow", 4),
     (("energy",), "energy", 2),
     (("horizontal",), "along the plane", 3),
     (("length",), "length / chord", 3),
@@ -29,14 +30,17 @@ that are uniform in the process's time. Everything is measured in the process's 
 N(0, I) at the end; learned rates are those of the last step, the network's weights are averaged.
 
 W_2^2, by the number of steps: squared Wasserstein distance between the plane's Gaussian and the Gaussian that has the
-samples' mean and covariance, with a noise of about {floor:.1g}. Energy: kinetic energy of the flow, int E|v|^2 dt;
-along the plane: the share of it that does not point along the normal. Length / chord: of sampling trajectories of the
-most steps, lengths and chords summed over them. Rates: eigenvalues of R^-1, in rising order, and that of the vector
-nearest to the plane's normal, with its angle to it in degrees, now and at the start (the nearest of three random
-directions); with drift, the angle of omega's axis. Omega: its turn in radians a unit of beta, from N(0, 1).
+samples' mean and covariance, with a noise of about {floor:.1g}. Exact flow: the same of the row's own process with the
+flow in closed form, at the most steps: what it has above the noise is the ends' (sampling starts from N(0, M), which
+the noisy data are not quite), and what the row has above it is its network's. Energy: kinetic energy of the flow, int
+E|v|^2 dt; along the plane: the share of it that does not point along the normal. Length / chord: of sampling
+trajectories of the most steps, lengths and chords summed over them. Rates: eigenvalues of R^-1, in rising order, and
+that of the vector nearest to the plane's normal, with its angle to it in degrees, now and at the start (the nearest of
+three random directions); with drift, the angle of omega's axis. Omega: its turn, in radians a unit of beta, which
+starts at a draw from N(0, 1).
 
-exact is the flow in closed form on the fixed process (VP), which no training enters: what is left at many steps is the
-noise of the samples. Rows are described in config/fp-toy.yaml."""
+The row exact is the flow in closed form on the fixed process (VP), which no training enters. Rows are described in
+config/fp-toy.yaml."""
 
 
 def write(files: Files, output: Path) -> None:

@@ -122,7 +122,7 @@ def learn_plane(
     """
     compute = compute.begin()
     plane = Plane(data.distance, (data.variances[0], data.variances[1]), data.tilt, data.thickness)
-    parts = {"toy": settings, "plane": data, "row": row, "compute": asdict(compute)}
+    parts = {"toy": settings, "plane": data, "row": row}
     network, path = _start(settings, row)
 
     def finish(process: Process, seconds: float) -> None:
@@ -130,8 +130,8 @@ def learn_plane(
             summary, shown = _measured(settings, plane, process)
         if not all(each.isfinite().all() for each in shown.values()):
             raise StageError(f"{output}: its flow is not finite: lower path_learning_rate, or learning_rate")
-        metadata = provenance(parts) | {"toy": True, "summary": summary, "seconds": seconds}
-        checkpoints.save(output, shown, metadata | {"environment": compute.environment()})
+        measured = {"toy": True, "summary": summary, "seconds": seconds, "environment": compute.environment()}
+        checkpoints.save(output, shown, provenance(parts | {"compute": asdict(compute)}) | measured)
 
     if row.learns == "exact":
         finish(Process(plane.denoiser(path)), 0.0)
@@ -147,7 +147,8 @@ def learn_plane(
         denoiser = Denoiser(learned, saved_path(training, work.path), SPACE.sigma_data, compute.body)
         finish(Process(denoiser.cpu(), frame, omega), training.seconds)
 
-    drive(work, fingerprint(parts, []), settings.save_seconds, output, compute, finish_training)
+    key = fingerprint(parts | {"dtype": compute.dtype}, [])
+    drive(work, key, settings.save_seconds, output, compute, finish_training)
 
 
 def _start(settings: ToyTrainingSettings, row: ToyRowSettings) -> tuple[Mlp | Turned, NoisePath]:
@@ -195,12 +196,14 @@ def _run(settings: ToyTrainingSettings, row: ToyRowSettings) -> RunSettings:
 @torch.no_grad()
 def _measured(settings: ToyTrainingSettings, plane: Plane, process: Process) -> tuple[Metadata, dict[str, Tensor]]:
     """Columns of a row, and what its figures show, in the process's own coordinates."""
-    curves, distances = _trajectories(settings, process), _distances(settings, plane, process)
+    curves = _trajectories(settings, process)
+    distances = {steps: _distance(settings, plane, process.denoiser, steps) for steps in settings.steps}
     energy, horizontal = _energies(settings, plane, process)
     measured = geometry.shape(curves)
     chords = (curves[-1] - curves[0]).norm(dim=1)
     summary = {
         **{f"w2_{steps}": value for steps, value in distances.items()},
+        "exact": _distance(settings, plane, plane.denoiser(process.path), settings.steps[-1]),
         "energy": energy,
         "horizontal": horizontal,
         "length": float(measured.length.sum() / chords.sum()),
@@ -210,18 +213,14 @@ def _measured(settings: ToyTrainingSettings, plane: Plane, process: Process) -> 
     return summary, shown | _section(plane, process)
 
 
-def _distances(settings: ToyTrainingSettings, plane: Plane, process: Process) -> dict[int, float]:
-    """Squared W_2 between the plane's Gaussian and that fitted to samples, by the number of steps."""
-    truth = frechet.Gaussian(plane.mean, plane.factors.T @ plane.factors)
-    found, seeds = {}, range(settings.seed * settings.images, (settings.seed + 1) * settings.images)
-    step = SOLVERS[settings.solver].with_order()
-    for steps in settings.steps:
-        levels = fixed.uniform(process.path, steps + 1, append_zero=False)
-        statistics = frechet.FeatureStatistics(SHAPE[0])
-        for chosen, z in final_states(process.denoiser, levels, step, seeds, SHAPE, 0, settings.images):
-            statistics.add(process.path.to_pixels(z)[: len(chosen)].flatten(1))
-        found[steps] = frechet.distance(statistics.gaussian, truth)
-    return found
+def _distance(settings: ToyTrainingSettings, plane: Plane, denoiser: Denoiser, steps: int) -> float:
+    """Squared W_2 between the plane's Gaussian and that fitted to samples."""
+    seeds = range(settings.seed * settings.images, (settings.seed + 1) * settings.images)
+    levels = fixed.uniform(denoiser.path, steps + 1, append_zero=False)
+    step, statistics = SOLVERS[settings.solver].with_order(), frechet.FeatureStatistics(SHAPE[0])
+    for chosen, z in final_states(denoiser, levels, step, seeds, SHAPE, 0, settings.images):
+        statistics.add(denoiser.path.to_pixels(z)[: len(chosen)].flatten(1))
+    return frechet.distance(statistics.gaussian, frechet.Gaussian(plane.mean, plane.factors.T @ plane.factors))
 
 
 def _energies(settings: ToyTrainingSettings, plane: Plane, process: Process) -> tuple[float, float]:

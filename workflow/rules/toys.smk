@@ -61,7 +61,8 @@ rule fp_toy:
 rule reference_fp_toy:
     """Table and figures of the toy, copied to where they can be committed, with what made them."""
     input:
-        rules.toy_report.output,
+        csv=files.TOY_TABLE,
+        plots=files.TOY_PLOTS,
     output:
         files.PROVENANCE.format(dataset=files.TOY),
     log:
@@ -70,7 +71,7 @@ rule reference_fp_toy:
         ENVIRONMENT
     params:
         settings=CONFIG.toy.as_json(),
-        results=subpath(rules.toy_report.output.csv, parent=True),
+        results=subpath(input.csv, parent=True),
         output=subpath(output[0], parent=True),
     shell:
         "exec python -m anisodiff publish --results {params.results:q} --settings {params.settings:q}"
