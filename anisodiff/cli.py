@@ -545,6 +545,24 @@ def convergence(
     node_distances(chosen, nfe, images, batch, extractor, reference, output, _compute(compute, threads))
 
 
+@app.command(rich_help_panel=SAMPLING)
+def toy(
+    settings: Annotated[Any, _option(_settings("ToyTrainingSettings"), "How rows are trained: toy.", "--settings")],
+    plane: Annotated[Any, _option(_settings("PlaneSettings"), "The data: toy.planes.<name>.", "--plane")],
+    row: Annotated[Any, _option(_settings("ToyRowSettings"), "What is learned: toy.rows.<name>.", "--row")],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings, by seeds that count up from the settings'.")],
+    output: Annotated[Path, typer.Option(help="Folder of a file for each seed.")],
+    compute: Computing = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Learn the flexible forward process on a plane in three dimensions, and measure its flow."""
+    from anisodiff.stages.toys import learn_plane
+
+    for seed in range(settings.seed, settings.seed + seeds):
+        file = output / f"seed-{seed}.safetensors"
+        learn_plane(settings.changed(seed=seed), plane, row, file, _compute(compute, threads))
+
+
 @app.command(rich_help_panel=RESULTS)
 def distance(
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
@@ -611,6 +629,18 @@ def geometry_table(
     page.write({name: Path(file) for name, file in files.items()}, output)
 
 
+@app.command("toy-report", rich_help_panel=RESULTS)
+def toy_report(
+    files: Annotated[dict, _option(_json, "Files of the stage toy, by plane and row.", "--files")],
+    output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and the figures, in plots/.")],
+) -> None:
+    """Table and figures of the toy: rows by plane, over seeds."""
+    from anisodiff.report import toy_figures, toy_table
+
+    toy_table.write(files, output)
+    toy_figures.make(files, output / "plots")
+
+
 @app.command(rich_help_panel=RESULTS)
 def plot(
     table: Annotated[Path, typer.Option(help="table.csv.")],
@@ -653,8 +683,8 @@ def export(
 
 @app.command(rich_help_panel=RESULTS)
 def publish(
-    results: Annotated[Path, typer.Option(help="Folder of the dataset's run.")],
-    settings: Annotated[Any, _option(_settings("DatasetSettings"), f"Settings of the dataset: {ENTRY}.", "--settings")],
+    results: Annotated[Path, typer.Option(help="Folder of the run.")],
+    settings: Annotated[Any, _option(_json, f"Settings of what was run: {ENTRY}, or toy.", "--settings")],
     output: Annotated[Path, typer.Option(help="Folder to fill.")],
 ) -> None:
     """Copy tables and figures to where they can be committed, with what made them."""

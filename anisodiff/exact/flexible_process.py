@@ -1,8 +1,9 @@
 """The flexible forward process `dx = 1/2 beta' (-A x - 2 omega x) dt + sqrt(beta' A) dW` with constant A and omega.
 
-Du et al. 2022 (arXiv:2206.10365), Eq. 12. Everything here is of dense matrices in float64, for toys and tests. With
-omega = 0 the process is a noise path, with A = I a turned view of the network (`networks/turned.py`). Where both are
-there and do not commute it is neither, and `factor_heun` integrates it.
+Du et al. 2022 (arXiv:2206.10365), Eq. 12, for toys and tests. With omega = 0 the process is a noise path, with A = I a
+turned view of the network (`networks/turned.py`): of both, `ProcessCoordinates` has what is seen from the process.
+Where both are there and do not commute it is neither; `FlexibleProcess` has the dense matrices, in float64, and
+`factor_heun` integrates it.
 """
 
 import itertools
@@ -13,7 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
+from anisodiff.networks.turned import PlaneFrame
+from anisodiff.objectives.losses import turning, velocity_factors
+from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.schedules import Variance
 
 Score = Callable[[Float[Tensor, "b d"], float], Float[Tensor, "b d"]]
 
@@ -90,3 +96,47 @@ def factor_heun(
         flow_after = score(y - flow @ change.T, after) @ factor_after
         y = y - (flow + flow_after) @ change.T / 2
     return y
+
+
+@dataclass(frozen=True)
+class ProcessCoordinates:
+    """The flexible process's own coordinates `x = Q (1 + M)^{-1/2} z`, in pixels, of a path's coefficients z.
+
+    Data are `x = z` at the start, where M is 0, and the noise is N(0, I) at the end.
+
+    Attributes:
+        path: FP-Noise's.
+        frame: FP-Drift's, whose Q is `exp(-omega beta)`; None is omega = 0.
+    """
+
+    path: NoisePath
+    frame: PlaneFrame | None = None
+
+    def of(self, z: Float[Tensor, "b c h w"], noise: Variance) -> Float[Tensor, "b c h w"]:
+        """The coordinates x of noisy coefficients."""
+        x = self.path.to_pixels(self.path.scale(z, (1 + noise.g).rsqrt()))
+        return x if self.frame is None else self.frame.turn(x, turning(self.path, noise)[0])
+
+    def back(self, x: Float[Tensor, "b c h w"], noise: Variance) -> Float[Tensor, "b c h w"]:
+        """Noisy coefficients of x."""
+        x = x if self.frame is None else self.frame.turn(x, -turning(self.path, noise)[0])
+        return self.path.scale(self.path.from_pixels(x), (1 + noise.g).sqrt())
+
+    def velocity(
+        self, denoiser: Denoiser, z: Float[Tensor, "b c h w"], t: Float[Tensor, "#b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """dx/dt of the probability flow (Eq. 20), which `kinetic` measures, in pixels a unit of t.
+
+        Args:
+            denoiser: over the path; in the frame, or exact.
+            z: noisy coefficients.
+            t: times in [0, 1].
+        """
+        noise = self.path.at(t)
+        of_z, of_flow = velocity_factors(noise)
+        flow = denoiser.flow(z, noise.g)
+        v = self.path.to_pixels(self.path.scale(z, of_z) + self.path.scale(flow, of_flow))
+        if self.frame is None:
+            return v
+        beta, rate = turning(self.path, noise)
+        return self.frame.turn(v, beta) - rate.to(z.dtype)[:, None, None, None] * self.frame.omega(self.of(z, noise))

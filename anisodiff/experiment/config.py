@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from anisodiff.data.download import to_fetch
 from anisodiff.errors import StageError
 from anisodiff.experiment.config_text import check_text, plain
-from anisodiff.experiment.references import check_references
+from anisodiff.experiment.files import TOY
+from anisodiff.experiment.references import check_references, check_toy
 from anisodiff.experiment.renames import with_new_names
 from anisodiff.experiment.settings import ExperimentSettings, Section
 
 PREFIX = "configuration"
 S = TypeVar("S", bound=Section)
-FOLDERS = ("config", "fetched", "logs", "reference")  # beside those of the datasets
+FOLDERS = ("config", "fetched", "logs", "reference", TOY)  # beside those of the datasets
 TITLE = "anisodiff configuration"
 KINDS = {
     "string": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "model": "object",
@@ -79,6 +80,8 @@ def resolve(config: dict[str, Any]) -> ExperimentSettings:
             if name in FOLDERS:
                 raise StageError(f"datasets.{name}: a folder has this name: rename the dataset")
             check_references(f"datasets.{name}", dataset)
+        if resolved.toy is not None:
+            check_toy("toy", resolved.toy)
         to_fetch(published_files(resolved))
     except StageError as error:
         raise StageError(f"{PREFIX}: {error}") from error

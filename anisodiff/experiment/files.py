@@ -46,6 +46,11 @@ COST = FOLDER + "/cost.csv"
 COST_PAGE = FOLDER + "/cost.md"
 PLOTS = FOLDER + "/plots"
 THROUGHPUT = FOLDER + "/throughput.json"
+TOY = "fp-toy"
+TOY_ROW = RESULTS + "/fp-toy/rows/{plane}/{row}/seed-{seed}.safetensors"
+TOY_TABLE = RESULTS + "/fp-toy/table.csv"
+TOY_PAGE = RESULTS + "/fp-toy/table.md"
+TOY_PLOTS = RESULTS + "/fp-toy/plots"
 PROVENANCE = RESULTS + "/reference/{dataset}/provenance.json"
 
 

@@ -7,6 +7,7 @@ from anisodiff.experiment.settings import (
     MethodSettings,
     RunSettings,
     SearchSettings,
+    ToySettings,
     TrainingSettings,
     TuningSettings,
 )
@@ -51,10 +52,7 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     if dataset.pretrain is not None:
         trained["pretrain"] = dataset.pretrain
     for key, settings in trained.items():
-        if settings.micro_batch is not None and settings.batch % settings.micro_batch:
-            raise StageError(
-                f"{where}.{key}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}"
-            )
+        _check_micro_batch(f"{where}.{key}", settings)
     for name, run in runs.items():
         _check_forward_process(f"{where}.runs.{name}", run)
         check(f"runs.{name}.start", run.start, networks)
@@ -169,6 +167,29 @@ def _check_tuned(where: str, name: str, dataset: DatasetSettings, tuning: Tuning
             f"{where}.methods.{name}.nfe: {unknown[0]} is not tuned by {method.tuning!r}: add it to its nfe, or give "
             "the method budgets of its own"
         )
+
+
+def check_toy(where: str, toy: ToySettings) -> None:
+    """Refuse the first row whose settings have nothing to act on.
+
+    Args:
+        where: the toy's key.
+        toy: its settings.
+
+    Raises:
+        StageError: what is wrong, with the path of its key.
+    """
+    _check_micro_batch(where, toy)
+    for name, row in toy.rows.items():
+        if row.kinetic and row.learns not in ("noise", "drift"):
+            raise StageError(f"{where}.rows.{name}.kinetic: it moves what noise and drift learn: set it to 0")
+        if row.ends == "fixed" and row.learns != "noise":
+            raise StageError(f"{where}.rows.{name}.ends: they are fixed but where noise learns: leave it out")
+
+
+def _check_micro_batch(where: str, settings: TrainingSettings) -> None:
+    if settings.micro_batch is not None and settings.batch % settings.micro_batch:
+        raise StageError(f"{where}.micro_batch: {settings.micro_batch} does not divide the batch of {settings.batch}")
 
 
 def _check_forward_process(where: str, run: RunSettings) -> None:

@@ -54,13 +54,31 @@ class PlaneFrame(nn.Module):
 
     def turn(self, x: Float[Tensor, "b c h w"], beta: Float[Tensor, "#b"]) -> Float[Tensor, "b c h w"]:
         """`exp(-omega beta) x`, in pixels; -beta turns back."""
-        z = (x if self.basis is None else self.basis.from_pixels(x)).flatten(1)
         angle = beta.to(torch.float64)[:, None] * self.rates
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        first, second = z[:, self.coordinates].unflatten(1, (-1, 2)).unbind(2)
-        pairs = torch.stack([cos * first - sin * second, sin * first + cos * second], dim=2)
-        turned = z.index_copy(1, self.coordinates, pairs.flatten(1)).reshape(x.shape)
-        return turned if self.basis is None else self.basis.to_pixels(turned)
+        z = self._coefficients(x)
+        first, second = self._pairs(z)
+        return self._pixels(z, cos * first - sin * second, sin * first + cos * second)
+
+    def omega(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """`omega x`, in pixels; minus the turn's derivative in beta, where that is 0."""
+        z, rates = self._coefficients(x), self.rates.to(x.dtype)
+        first, second = self._pairs(z)
+        return self._pixels(torch.zeros_like(z), rates * second, -rates * first)
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        return x if self.basis is None else self.basis.from_pixels(x)
+
+    def _pairs(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second coordinate of every plane, `[B, planes]` each."""
+        first, second = z.flatten(1)[:, self.coordinates].unflatten(1, (-1, 2)).unbind(2)
+        return first, second
+
+    def _pixels(self, z: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Pixels of coefficients with other coordinates in the planes."""
+        pairs = torch.stack([first, second], dim=2).flatten(1)
+        changed = z.flatten(1).index_copy(1, self.coordinates, pairs).reshape(z.shape)
+        return changed if self.basis is None else self.basis.to_pixels(changed)
 
 
 class Turned(RawNetwork):

@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import InvalidArgument
+from anisodiff.networks.turned import Turned
 from anisodiff.objectives.path_gradient import MovingFrame, flow_response, frozen
 from anisodiff.objectives.registry import WEIGHTS
-from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.noise_path import BatchPath, NoisePath, Warp
 from anisodiff.paths.schedules import Variance
 
 
@@ -118,6 +119,22 @@ def tlsm_loss(
     return torch.cat([losses[head] + correction.to(z.dtype), losses[head.stop :]])
 
 
+def velocity_factors(noise: Variance) -> tuple[Float[Tensor, "b j"], Float[Tensor, "b j"]]:
+    """Factors on z and on the flow in the velocity of the flexible process's flow, in units of t.
+
+    In its coordinates `x = (1 + M)^{-1/2} z`, where the noise has variance 1 at the end (arXiv:2206.10365, Eq. 20),
+    `v = -1/2 Mdot (1 + M)^{-1} (x + (1 + M)^{1/2} M^{-1/2} flow)`.
+    """
+    stretch = (1 + noise.g).sqrt()
+    return -noise.g_dot / (2 * stretch**3), -noise.g_dot / (2 * noise.sigma * stretch)
+
+
+def turning(path: NoisePath | BatchPath, noise: Variance) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """The time beta of a turned network's frame, `log(1 + g)` of the mean level, and its rate in t."""
+    log_g = path.mean_log(noise.g)
+    return torch.logaddexp(log_g, torch.zeros_like(log_g)), log_g.sigmoid() * ((noise.g_dot / noise.g) @ path.weights)
+
+
 def kinetic(
     denoiser: Denoiser,
     z: Float[Tensor, "b c h w"],
@@ -127,10 +144,9 @@ def kinetic(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Kinetic energy `|v|^2` and `|grad <v, e>|^2` of the flow's velocity v (arXiv:2206.10365, 4.1; Finlay et al.).
 
-    In the flexible process's coordinates `x = (1 + M)^{-1/2} z`, where the noise has variance 1 at the end,
-    `v = -1/2 Mdot (1 + M)^{-1} (x + (1 + M)^{1/2} M^{-1/2} flow)`, in units of t. Integrals over t are those of the
-    paper's regulariser. The gradient reaches the path alone: the flow, its Jacobian, and `z` unless it has a graph, are
-    constants.
+    Integrals over t of both are those of the paper's regulariser; see `velocity_factors`. In the frame of a network
+    that is `Turned`, the velocity has the part `-beta' omega x` besides. The gradient reaches path and frame alone: the
+    flow, its Jacobian, and `z` unless it has a graph, are constants.
 
     Args:
         denoiser: network over the path.
@@ -142,14 +158,20 @@ def kinetic(
     path = denoiser.path.for_labels(labels)
     noise, frame = path.at(t), MovingFrame(path)
     stretch = (1 + noise.g).sqrt()
-    share, of_flow = noise.g_dot / (2 * stretch.square()), noise.g_dot / (2 * noise.sigma * stretch)
+    of_z, of_flow = velocity_factors(noise)
     # attention's other kernels have no second derivative, with which the Jacobian's product follows its argument
     with frozen(denoiser), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         at = z.detach().requires_grad_()
         flow = denoiser.flow(at, noise.g.detach(), labels)
         (pulled,) = torch.autograd.grad(flow, at, frame.scale(probe, of_flow), create_graph=True)
-    velocity = frame.scale(z, share / stretch) + frame.scale(flow.detach(), of_flow)
-    slope = frame.scale(probe, share) + frame.scale(pulled, stretch)
+    velocity = frame.scale(z, of_z) + frame.scale(flow.detach(), of_flow)
+    slope = frame.scale(probe, of_z * stretch) + frame.scale(pulled, stretch)
+    if isinstance(denoiser.network, Turned):
+        rate = turning(path, noise)[1].to(z.dtype)[:, None, None, None]
+        turns, now = denoiser.network.frame, frame.now
+        omega = lambda each: now.from_pixels(turns.omega(now.to_pixels(each)))  # noqa: E731
+        velocity = velocity - rate * omega(frame.scale(z, 1 / stretch))
+        slope = slope + rate * omega(probe)  # omega^T = -omega
     return velocity.square().flatten(1).sum(1), slope.square().flatten(1).sum(1)
 
 

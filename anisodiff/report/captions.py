@@ -100,6 +100,22 @@ FIGURES = {
         "Left and middle, by principal direction and noise level, what a direction adds to the squared deviation of "
         "any trajectory and of one; right, the deviation, and the distance from the chord's point with as much noise.",
     ),
+    "toy-forward": Caption(
+        "{dataset}: forward trajectories from the data to noise",
+        "Seen along the y axis, in the process's own coordinates, to half its time; the same noise in all panels.",
+    ),
+    "toy-velocities": Caption(
+        "{dataset}: velocities of the flow towards the data, at $t = 0.3$ and $y = 0$",
+        "What the network has learned, over the exact flow of the same process; all arrows to one scale.",
+    ),
+    "toy-trajectories": Caption(
+        "{dataset}: four sampling trajectories of the same seeds",
+        "Seen along the y axis, in the process's own coordinates.",
+    ),
+    "toy-damped": Caption(
+        "Noise on the velocities alone: mean and covariance on their way to N(0, I)",
+        "Langevin dynamics of a position that starts at 2, at rest, by its friction; in closed form.",
+    ),
     "dct-bases": Caption(
         "The first nine modes of a 32 x 32 cosine transform",
         "By increasing frequency, (row, column): the directions of which a subspace holds some.",

@@ -2,15 +2,21 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import torch
+from matplotlib import pyplot as plt
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from anisodiff.metrics.registry import FEATURES
+from anisodiff.report.captions import FIGURES
+from anisodiff.storage.files import atomic
 
 COLOURS = ["#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 DASHES = ["-", "--", "-.", ":"]
@@ -57,6 +63,24 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "anisodiff",
     "savefig.dpi": 200,
 }
+
+
+def save(figures: Mapping[str, Callable[[], Figure]], dataset: str, output: Path) -> None:
+    """Draw figures and write each as SVG and PNG, under its title.
+
+    Args:
+        figures: name, as `captions` has it, and drawing of each.
+        dataset: its name in the titles.
+        output: folder.
+    """
+    with mpl.rc_context(STYLE):
+        for name, draw in figures.items():
+            figure = draw()
+            figure.suptitle(FIGURES[name].title.format(dataset=dataset), fontsize=10)
+            for kind in ("svg", "png"):
+                with atomic(output / f"{name}.{kind}") as temporary:
+                    figure.savefig(temporary, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            plt.close(figure)
 
 
 def styles(count: int) -> list[Look]:

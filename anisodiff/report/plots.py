@@ -18,22 +18,20 @@ from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
 from anisodiff.report import geometry_figures, tables
-from anisodiff.report.captions import FIGURES
 from anisodiff.report.drawing import (
     DASHES,
     MARKERS,
-    STYLE,
     Look,
     distance_axis,
     legend_beside,
     looks,
     path_colours,
+    save,
     show,
     spread,
     tiled,
 )  # fmt: skip
 from anisodiff.storage import checkpoints
-from anisodiff.storage.files import atomic
 
 
 def make(table: Path, settings: FigureSettings, output: Path) -> None:
@@ -71,14 +69,7 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         figures |= geometry_figures.figures(settings.geometry)
     if settings.convergence:
         figures["convergence"] = lambda: geometry_figures.convergence(settings.convergence, look)
-    with mpl.rc_context(STYLE):
-        for name, draw in figures.items():
-            figure = draw()
-            figure.suptitle(FIGURES[name].title.format(dataset=settings.dataset), fontsize=10)
-            for kind in ("svg", "png"):
-                with atomic(output / f"{name}.{kind}") as temporary:
-                    figure.savefig(temporary, metadata={"Date": None} if kind == "svg" else {"Software": None})
-            plt.close(figure)
+    save(figures, settings.dataset, output)
 
 
 LINES = 5  # a panel, at most

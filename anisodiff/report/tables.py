@@ -20,7 +20,7 @@ from anisodiff.storage.files import Metadata, write_text
 
 TEXTS = (
     "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",
-    "source",
+    "source", "plane", "row",
 )  # fmt: skip
 COLUMNS = [
     "dataset", "method", "nfe", "evaluations", "images", "ranges", "mean", "std", "min", "features",

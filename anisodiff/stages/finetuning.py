@@ -1,6 +1,5 @@
 """The training stages: a base network from nothing, finetuning on a path, and the warp of a path."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest, fingerprint, provenance
 from anisodiff.training import parallel
-from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, saved_network, saved_path, warp_work
-from anisodiff.training.loop import ResumeStore, run
+from anisodiff.training.jobs import BatchSampler, drive, network_work, saved_network, saved_path, warp_work
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def pretrain(space: ImageSpace, settings: PretrainSettings, images: Path, output
     compute = compute.begin()
     batches = BatchSampler(space, images, compute.device)
     torch.manual_seed(settings.seed)
-    channels, size, _ = batches.images.shape
+    channels, size, _ = batches.shape
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
     network = build(
         label_dim=batches.images.classes if space.class_conditional else 0, **image, **settings.network.arguments()
@@ -136,29 +134,12 @@ def _train_network(
             checkpoints.save_path(output_path, saved_path(training, path), **metadata)
         checkpoints.save_network(output, saved_network(training), sigma_data=space.sigma_data, **metadata)
 
-    _drive(work, settings, inputs, output, compute, finish)
+    drive(work, _key(settings, inputs, compute), settings.save_seconds, output, compute, finish)
 
 
-def _drive(
-    work: TrainingJob,
-    settings: TrainingSettings,
-    inputs: list[Path],
-    output: Path,
-    compute: Compute,
-    finish: Callable[[], None],
-) -> None:
-    """Run to the end from the newest resume state; then rank 0 writes what was made, and drops the states."""
-    key = fingerprint(settings.model_dump() | {"dtype": compute.dtype}, [digest(each) for each in inputs])
-    store = ResumeStore(output.parent / ".state" / output.stem, key)
-    with store.locked():
-        store.load(work.training)
-        log, device = output.with_suffix(".jsonl"), compute.device
-        with naming(output.stem, "train with a lower rate of the path"):
-            run(work.records, work.training, work.schedule, store, log, settings.save_seconds, output.stem, device)
-        if parallel.rank() == 0:
-            finish()
-            store.clear()
-    parallel.leave()
+def _key(settings: TrainingSettings, inputs: list[Path], compute: Compute) -> str:
+    """Names a training by its settings, the precision and its inputs."""
+    return fingerprint(settings.model_dump() | {"dtype": compute.dtype}, [digest(each) for each in inputs])
 
 
 def learn_warp(
@@ -193,4 +174,4 @@ def learn_warp(
         made |= {"device_seconds": seconds * parallel.size()}
         checkpoints.save_warp(output, work.training.ema["warp"], **made)
 
-    _drive(work, settings, inputs.files, output, compute, finish)
+    drive(work, _key(settings, inputs.files, compute), settings.save_seconds, output, compute, finish)

@@ -10,21 +10,23 @@ from pathlib import Path
 import pandas as pd
 
 from anisodiff.compute import processor
-from anisodiff.experiment.settings import DatasetSettings
 from anisodiff.report import tables
-from anisodiff.storage.files import atomic, provenance, write_text
+from anisodiff.storage.files import Metadata, atomic, provenance, write_text
 
-FILES = ("table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "distances.csv")
-WHERE_CONFIGURED = ("geometry.csv", "geometry.md", "likelihood.csv", "convergence/*.csv", "tunings/*.safetensors")
+FILES = ("table.csv", "table.md")
+WHERE_MADE = (
+    "table.tex", "cost.*", "distances.csv", "geometry.*", "likelihood.csv", "convergence/*.csv",
+    "tunings/*.safetensors", "plots/[!.]*",
+)  # fmt: skip
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
-def publish(results: Path, settings: DatasetSettings, output: Path) -> None:
-    """Copy a dataset's tables and figures, and write `provenance.json` last.
+def publish(results: Path, settings: Metadata, output: Path) -> None:
+    """Copy tables and figures of a dataset or of the toy, and write `provenance.json` last.
 
     Args:
-        results: folder of the dataset's run.
-        settings: the dataset's settings.
+        results: folder of the run.
+        settings: its settings.
         output: folder to fill; files of an earlier run are replaced.
     """
     table = tables.read(results / "table.csv")
@@ -36,7 +38,7 @@ def publish(results: Path, settings: DatasetSettings, output: Path) -> None:
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
-    found = [file for pattern in (*WHERE_CONFIGURED, "plots/[!.]*") for file in sorted(results.glob(pattern))]
+    found = [file for pattern in WHERE_MADE for file in sorted(results.glob(pattern)) if file.is_file()]
     for file in [*(results / name for name in FILES), *found]:
         with atomic(output / file.relative_to(results)) as temporary:
             shutil.copyfile(file, temporary)

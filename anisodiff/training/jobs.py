@@ -1,10 +1,11 @@
 """Trainings set up and ready to run: what is drawn, which loss, which guard."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from anisodiff.objectives.losses import edm_loss, kinetic, tlsm_loss, warp_loss
 from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.storage.files import Metadata
+from anisodiff.training import loop, parallel
 from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingState, train
 
 
@@ -31,6 +33,33 @@ def plan_of(settings: TrainingSettings) -> TrainingPlan:
     freeze_after = settings.freeze_after if isinstance(settings, RunSettings) else 1.0
     shared = {name: getattr(settings, name) for name in names}
     return TrainingPlan(**shared, path_ema_kimg=path_ema_kimg, freeze_after=freeze_after)
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the training of a network draws from: images, each batch from the CPU generator that it is given."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        ...
+
+    @property
+    def fixed_count(self) -> int:
+        """How many images are held out."""
+        ...
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """A batch as `images`, with `labels` where the network has them."""
+        ...
+
+    def fixed(self, index: Tensor) -> Batch:
+        """Held-out images by their place, as `draw` gives them."""
+        ...
+
+    def moved(self, drawn: Batch) -> Batch:
+        """A batch on the device, its images as `x0`."""
+        ...
 
 
 class BatchSampler:
@@ -49,6 +78,16 @@ class BatchSampler:
             raise StageError(
                 f"{folder}: the images have no labels: set class_conditional to false, or give a labelled source"
             )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return self.images.shape
+
+    @property
+    def fixed_count(self) -> int:
+        """How many images are held out."""
+        return len(self.heldout)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Images in uint8, and labels where the network has them."""
@@ -89,7 +128,7 @@ def network_work(
     settings: PretrainSettings | RunSettings,
     network: RawNetwork,
     path: NoisePath,
-    batches: BatchSampler,
+    batches: Batches,
     compute: Compute,
 ) -> TrainingJob:
     """The training of a network with EDM's loss, or of network and path with TLSM.
@@ -121,10 +160,10 @@ def network_work(
             with naming("learn_basis", "see the run's path and subspaces"):
                 path.require_learnable_basis()
             modules, rates = modules | {"basis": basis}, rates | {"basis": run.basis_learning_rate}
-    if network.shape != batches.images.shape:
+    if network.shape != batches.shape:
         raise StageError(
             f"network: it makes images of {network.shape} (channels, height, width), the data's are "
-            f"{batches.images.shape}: set the dataset's resolution, or take another checkpoint"
+            f"{batches.shape}: set the dataset's resolution, or take another checkpoint"
         )
     through_level = run is not None and run.path_gradient == "level"
     if through_level and path.subspaces.count > 1:
@@ -132,7 +171,7 @@ def network_work(
             f"path_gradient: level is for one subspace, this path has {path.subspaces.count}: take full or envelope"
         )
     denoiser = Denoiser(network, path, space.sigma_data, compute.body)
-    shape = (schedule.piece, *batches.images.shape)
+    shape = (schedule.piece, *batches.shape)
 
     def draw_edm(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
@@ -192,16 +231,14 @@ def _kinetic(denoiser: Denoiser, drawn: Batch, probe: Tensor, factors: list[floa
     return factors[0] * energy.mean() + factors[1] * slope.mean()
 
 
-def _heldout_guard(
-    denoiser: Denoiser, batches: BatchSampler, settings: RunSettings, schedule: TrainingPlan
-) -> EarlyStop:
+def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: RunSettings, schedule: TrainingPlan) -> EarlyStop:
     """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    repeats = max(1, math.ceil(512 / max(1, len(batches.heldout))))
-    index = torch.arange(len(batches.heldout)).repeat(repeats)
+    repeats = max(1, math.ceil(512 / max(1, batches.fixed_count)))
+    index = torch.arange(batches.fixed_count).repeat(repeats)
     drawn = batches.fixed(index)
     drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
     order = torch.randperm(len(index), generator=generator)
@@ -244,7 +281,7 @@ def warp_work(
     denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
     warp = Warp(path, knots=settings.knots).to(compute.device)
     schedule = plan_of(settings)
-    shape = (schedule.piece, *batches.images.shape)
+    shape = (schedule.piece, *batches.shape)
 
     def draw(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
@@ -262,3 +299,28 @@ def warp_work(
 
     training = TrainingState({"warp": warp}, {"warp": settings.learning_rate})
     return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)
+
+
+def drive(
+    work: TrainingJob, key: str, save_seconds: float, output: Path, compute: Compute, finish: Callable[[], None]
+) -> None:
+    """Run a training to its end from the newest resume state; then rank 0 writes what was made, and drops the states.
+
+    Args:
+        work: the training.
+        key: of its settings and inputs: states of another key are never seen.
+        save_seconds: longest time between two saves.
+        output: the file that it makes; the log and the states lie beside it.
+        compute: where.
+        finish: writes what was made.
+    """
+    store = loop.ResumeStore(output.parent / ".state" / output.stem, key)
+    with store.locked():
+        store.load(work.training)
+        log, device = output.with_suffix(".jsonl"), compute.device
+        with naming(output.stem, "train with a lower rate of the path"):
+            loop.run(work.records, work.training, work.schedule, store, log, save_seconds, output.stem, device)
+        if parallel.rank() == 0:
+            finish()
+            store.clear()
+    parallel.leave()

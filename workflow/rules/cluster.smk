@@ -23,15 +23,16 @@ USES_GPU = (
     "geometry",
     "likelihood",
     "convergence",
+    "toy",
 )
 SAVES = ("pretrain", "finetune", "warp", "tune")  # told to stop before their time limit, they save
 LAUNCHES = ("pretrain", "finetune")  # a process on each GPU
 
 
 @functools.cache
-def job(stage, dataset):
-    """What a job asks for, by the dataset, or else by its kind, or else by default."""
-    asked = CLUSTER.job(stage, DATASETS[dataset].jobs.get(stage))
+def job(stage, dataset=None):
+    """What a job asks for, by the dataset, where it has one, or else by its kind, or else by default."""
+    asked = CLUSTER.job(stage, DATASETS[dataset].jobs.get(stage) if dataset else None)
     if asked.gpus is None:
         asked = asked.changed(gpus=int(stage in USES_GPU and CONFIG.device.startswith("cuda")))
     if asked.machines > 1 and stage not in LAUNCHES:
@@ -46,7 +47,7 @@ def job(stage, dataset):
 
 def cpus(stage):
     """Threads of a stage's jobs."""
-    return lambda wildcards: job(stage, wildcards.dataset).cpus or CONFIG.threads
+    return lambda wildcards: job(stage, wildcards.get("dataset")).cpus or CONFIG.threads
 
 
 def answer(*command):
@@ -112,11 +113,11 @@ def asks(stage):
     """Resources of a stage's jobs. A value of None is left out."""
 
     def of(value):
-        return lambda wildcards: value(job(stage, wildcards.dataset))
+        return lambda wildcards: value(job(stage, wildcards.get("dataset")))
 
     def growing(key):
         def value(wildcards, attempt, rulename):
-            first = job(stage, wildcards.dataset)
+            first = job(stage, wildcards.get("dataset"))
             logs = [log.read_text(errors="replace") for log in logs_of_attempts(rulename, wildcards, attempt)]
             if not logs:
                 return getattr(first, key)
@@ -165,9 +166,9 @@ def check_limits():
             continue
         members = list(each.jobs) if each.is_group() else [each]
         stage = RULES_OF.get(members[0].rule.name, members[0].rule.name)
-        dataset = members[0].wildcards.dataset
+        dataset = members[0].wildcards.get("dataset")
         name, limit, memory = partition_of(job(stage, dataset))
-        own = stage in DATASETS[dataset].jobs
+        own = dataset is not None and stage in DATASETS[dataset].jobs
         key = f"datasets.{dataset}.jobs.{stage}" if own else f"cluster.jobs.{stage}"
         shared = f" for {len(members)} jobs in one" if len(members) > 1 else ""
         minutes, asked = each.resources.get("runtime") or 0, each.resources.get("mem_mb") or 0

@@ -47,6 +47,8 @@ wildcard_constraints:
     tuning=configured("tunings"),
     geometry=configured("geometry"),
     likelihood=configured("likelihoods"),
+    plane="|".join(map(re.escape, CONFIG.toy.planes)),
+    row="|".join(map(re.escape, CONFIG.toy.rows)),
     method=configured("methods"),
     nfe="[0-9]+",
     first="[0-9]+",

@@ -11,6 +11,7 @@ from anisodiff.experiment.settings.methods import (
     SearchSettings,
 )
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
+from anisodiff.experiment.settings.toys import PlaneSettings, ToyRowSettings, ToySettings, ToyTrainingSettings
 from anisodiff.experiment.settings.training import (
     FeatureTrainingSettings,
     NetworkSettings,
@@ -35,12 +36,16 @@ __all__ = [
     "MethodSettings",
     "NetworkSettings",
     "PathSettings",
+    "PlaneSettings",
     "PretrainSettings",
     "PublishedValues",
     "RunSettings",
     "SamplingSettings",
     "SearchSettings",
     "Section",
+    "ToyRowSettings",
+    "ToySettings",
+    "ToyTrainingSettings",
     "TrainingSettings",
     "TuningSettings",
     "WarpSettings",

@@ -26,6 +26,7 @@ from anisodiff.experiment.settings.methods import (
 )
 from anisodiff.experiment.settings.paths import BasisSettings, PathSettings
 from anisodiff.experiment.settings.sources import FeaturesSettings, FileSettings
+from anisodiff.experiment.settings.toys import ToySettings
 from anisodiff.experiment.settings.training import PretrainSettings, RunSettings, WarpSettings
 from anisodiff.experiment.settings.tunings import TuningSettings
 
@@ -159,6 +160,7 @@ class ExperimentSettings(Section):
         "Do not use the network; a file that is missing from the mirror is named with the place it belongs.", False
     )
     cluster: ClusterSettings = section("What jobs ask of Slurm; config/cluster.yaml sets it.")
+    toy: ToySettings | None = key("The toy in three dimensions; config/fp-toy.yaml sets it.", None)
     datasets: dict[Name, DatasetSettings] = key(
         "What to reproduce; a target of its name makes one dataset.", min_length=1
     )
