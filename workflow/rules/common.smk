@@ -3,7 +3,9 @@ import json
 import operator
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -248,3 +250,22 @@ def download_options(wildcards):
     options = known | {"lock": "config/lock.json", "mirror": CONFIG.mirror}
     given = [each for name, value in options.items() if value is not None for each in option(name, value)]
     return [*given, *(["--offline"] if CONFIG.offline else [])]
+
+
+def counted():
+    """Jobs of every dataset from nothing, as dry runs of Snakemake count them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(CONFIG.model_dump_json(exclude_unset=True))
+        file.flush()
+        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--configfile", file.name]
+        found = {}
+        for dataset in DATASETS:
+            ran = subprocess.run(
+                [*command, "--dry-run", "--forceall", "--nolock", "--quiet", "rules", "--", dataset],
+                capture_output=True,
+                text=True,
+            )
+            if ran.returncode:
+                raise WorkflowError(f"plan: {ran.stderr.strip().splitlines()[-1]}")
+            found[dataset] = planning.jobs_of(ran.stdout + ran.stderr)
+    return found

@@ -1,25 +1,4 @@
 # needs: CONFIG, base networks, images.   makes: speeds of this machine, and a plan.   next: the reader
-import subprocess
-import tempfile
-
-
-def counted():
-    """Jobs of every dataset from nothing, as dry runs of Snakemake count them."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(CONFIG.model_dump_json(exclude_unset=True))
-        file.flush()
-        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--configfile", file.name]
-        found = {}
-        for dataset in DATASETS:
-            ran = subprocess.run(
-                [*command, "--dry-run", "--forceall", "--nolock", "--quiet", "rules", "--", dataset],
-                capture_output=True,
-                text=True,
-            )
-            if ran.returncode:
-                raise WorkflowError(f"plan: {ran.stderr.strip().splitlines()[-1]}")
-            found[dataset] = planning.jobs_of(ran.stdout + ran.stderr)
-    return found
 
 
 rule throughput_of:
