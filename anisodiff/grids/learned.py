@@ -80,6 +80,9 @@ def resampled(levels: Levels, steps: int) -> Levels:
     Args:
         levels: those of this budget.
         steps: of the other one, a step to 0 among them where this has one.
+
+    Raises:
+        InvalidArgument: there are too few steps, here or there, to lie between.
     """
     append_zero = levels.ends_at_zero(levels.steps - 1)
     logs = levels.nodes[: len(levels.nodes) - append_zero].log()

@@ -1,8 +1,9 @@
 """Likelihoods of images under a denoiser over any path, one value an image, in nats; two ways.
 
 `ode_log_likelihood` follows the probability flow and integrates its divergence: the log of a density, of images that
-are dequantised. `bound` is a lower bound of the log probability of grey levels, without an equation to solve, a trace
-or dequantisation. Both with sums over all coefficients; `bits_per_dimension` makes them comparable.
+are dequantised. `bound` is a lower bound of the log probability of grey levels (arXiv:2206.10365, Eq. 17), without an
+equation to solve, a trace or dequantisation. Both with sums over all coefficients; `bits_per_dimension` makes them
+comparable.
 
 Chance comes from one CPU generator an image (`seeded`), drawn from in the order of the calls.
 """
@@ -184,10 +185,10 @@ def diffusion_loss(
     decoder_noise: float,
     labels: Float[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Integrand of the bound's part along the path, whose mean over uniform shares is the integral (Eq. 17).
+    """Integrand of the bound's part along the path, whose mean over uniform shares is the integral.
 
     With `M' = M + s0^2 I` it is `1/2 sum_j int (g_dot_j / g'_j) E|flow_j + eps_j|^2 dt`, over the mean log-level of M'.
-    For an exact network the integral depends on the path's ends alone.
+    For an exact network the integral depends on the path's ends alone. Source: arXiv:2206.10365, Eq. 17.
 
     Args:
         denoiser: over the path.
@@ -250,10 +251,11 @@ def bound(
     generators: Sequence[torch.Generator],
     labels: Float[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Lower bound of the log probability of images of grey levels (Eq. 17): an unbiased estimate, without a gradient.
+    """Lower bound of the log probability of images of grey levels: an unbiased estimate, without a gradient.
 
-    Less the path's part, see `diffusion_loss`, and the prior's. The decoder rounds to the nearest grey level. With a
-    noise of 0.12 of their distance that is certain, but for 1e-4 nats a dimension, which are left out.
+    It is minus the path's part (`diffusion_loss`) minus the prior's (`prior_divergence`; arXiv:2206.10365, Eq. 17). The
+    decoder rounds to the nearest grey level: with a `decoder_noise` of 0.12 of the distance between two of them that is
+    certain, but for 1e-4 nats a dimension, which are left out.
 
     Args:
         denoiser: over the path, in evaluation mode.

@@ -95,7 +95,7 @@ def student_images(
     recompute: bool = True,
     **options: Unpack[SolveOptions],
 ) -> Float[Tensor, "b c h w"]:
-    """Images in pixels, with gradients in the step's numbers.
+    """Sample images in pixels, with gradients in the step's numbers.
 
     Args:
         denoiser: frozen network over the path.
@@ -120,7 +120,7 @@ def squared_error(found: Float[Tensor, "b c h w"], taught: Float[Tensor, "b c h 
 
 
 def feature_error(features: Callable[[Tensor], Tensor]) -> ImageLoss:
-    """Squared distance between features.
+    """Loss that is the squared distance between features, summed over them.
 
     Args:
         features: differentiable features `[B, D]` of images in [-1, 1], `[B, C, H, W]`. With those of the network that

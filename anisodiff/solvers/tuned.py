@@ -6,7 +6,9 @@ solver of `multistep.py` on given levels, so that the start *is* that solver:
 
     log sigma_k, see `grids/learned.py`                          levels
     log told_k = log sigma_k + scale l_k                         labels
-    a_k = theory + scale da_k,  c_kj = theory + scale dc_kj      coefficients, at the present levels
+    a_k = theory + scale da_k,  c_kj = theory + scale u_k dc_kj  coefficients, at the present levels
+
+For estimates u_k is 1. For flows it is the step's fall, sigma_k - sigma_{k+1}, and a_k stays 1.
 
 Levels and labels live in the path's subspaces, for the noise does; corrections of coefficients in subspaces of the
 solver's own. Restrictions are, in our making, LD3 (arXiv:2405.15506; levels and labels), GS (arXiv:2510.17699; all of
@@ -74,7 +76,11 @@ class Cells(nn.Module):
         self.bands = int(band.max()) + 1
 
     def view(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Coefficients in the cells of the path's coefficients."""
+        """Turn the path's coefficients into the coordinates of the cells.
+
+        Raises:
+            InvalidArgument: luma and chroma of images that have not 3 channels.
+        """
         if self.transforms:
             modes = self.modes.to(z.dtype)
             z = modes @ z @ modes.T
@@ -85,7 +91,7 @@ class Cells(nn.Module):
         return z
 
     def back(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The path's coefficients of those in the cells."""
+        """Turn the coordinates of the cells back into the path's coefficients."""
         if self.colour:
             z = torch.einsum("kc,bkhw->bchw", self.colours.to(z.dtype), z)
         if self.transforms:

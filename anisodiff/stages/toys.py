@@ -1,4 +1,7 @@
-"""The toy stage: the flexible forward process, learned on a plane in three dimensions, and what its flow looks like."""
+"""The toy stage: the flexible forward process, learned on a plane in three dimensions, and what its flow looks like.
+
+The process, the plane z = 2 and what its figures show are those of FP-Diffusion (arXiv:2206.10365, Section 4.1).
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -64,7 +67,7 @@ class PlaneBatches:
         self.heldout = plane.draw(HELDOUT, torch.Generator().manual_seed(seed)).float()
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """New points."""
+        """Draw new points, as images `[count, 3, 1, 1]`."""
         return {"images": self.plane.draw(count, generator).float()}
 
     def fixed(self, index: Tensor) -> Batch:

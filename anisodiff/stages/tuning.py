@@ -26,7 +26,7 @@ from anisodiff.storage.tunings import load_pairs, save_pairs, save_tuning
 from anisodiff.training.loop import ResumeStore, run
 from anisodiff.training.tuning import mean_error, tuning_plan, tuning_work
 
-CHECKS = 15  # looks at the held-out pairs a tuning
+CHECKS = 15  # how often a tuning looks at the held-out pairs
 
 
 def make_pairs(method: Method, nfe: int, seeds: range, batch: int, output: Path, compute: Compute = CPU) -> None:
@@ -36,11 +36,14 @@ def make_pairs(method: Method, nfe: int, seeds: range, batch: int, output: Path,
 
     Args:
         method: the teacher's settings and files.
-        nfe: its budget.
+        nfe: its budget, evaluations an image.
         seeds: one a pair.
         batch: images at a time.
-        output: safetensors file of `noise`, `images` and, with classes, `labels`.
+        output: safetensors file of `noise` and `images`, `[N, C, H, W]`, and with classes one-hot `labels`, `[N, K]`.
         compute: where, and in which precision.
+
+    Raises:
+        StageError: an image is not finite, or the teacher cannot spend the budget.
     """
     began = time.monotonic()
     compute = compute.begin()
@@ -89,11 +92,12 @@ def tune(
     held-out pairs. A budget that is done is not tuned again by a run that goes on after one that was stopped.
 
     Args:
-        settings: of the tuning.
+        settings: budgets, what is learned, and how.
         start: settings and files of the method that is corrected.
         pairs_file: made by `make_pairs`.
         features: in which images are compared; None compares pixels.
-        output: safetensors file of every budget's numbers; its header has the errors before and after.
+        output: safetensors file of every budget's numbers (`load_tuning` reads it), with the errors before and after in
+            its header.
         compute: where, and in which precision.
 
     Raises:

@@ -20,9 +20,9 @@ def save_tuning(file: Path | str, steps: Mapping[int, TunedStep], subspaces: str
 
     Args:
         file: to write.
-        steps: one a budget.
+        steps: one a budget (NFE).
         subspaces: kind of the solver's own, as `Cells` takes it.
-        metadata: of the header.
+        metadata: more of the header.
     """
     tensors = {}
     for nfe, step in steps.items():
@@ -33,12 +33,12 @@ def save_tuning(file: Path | str, steps: Mapping[int, TunedStep], subspaces: str
 
 
 def load_tuning(path: Path | str, noise_path: NoisePath, nfe: int) -> tuple[TunedStep, Metadata]:
-    """The solver of a budget, and the header.
+    """Read the solver of a budget, and the header.
 
     Args:
-        path: the file.
-        noise_path: that it was tuned on.
-        nfe: the budget.
+        path: the file, from `save_tuning`.
+        noise_path: that it was tuned on; only its subspaces are compared.
+        nfe: the budget, evaluations an image.
 
     Raises:
         StageError: the file holds no tuning, or none for this budget or for paths of such subspaces.
@@ -73,13 +73,21 @@ def load_tuning(path: Path | str, noise_path: NoisePath, nfe: int) -> tuple[Tune
 
 
 def save_pairs(path: Path | str, noise: Tensor, labels: Tensor | None, images: Tensor, **metadata: Any) -> None:
-    """Write noises and a teacher's images of them."""
+    """Write noises and a teacher's images of them.
+
+    Args:
+        path: the file to write.
+        noise: standard normal, in pixels, `[N, C, H, W]`.
+        labels: one-hot classes, `[N, K]`, or None.
+        images: the teacher's, in pixels, `[N, C, H, W]`.
+        metadata: more of the header.
+    """
     tensors = {"noise": noise, "images": images} | ({} if labels is None else {"labels": labels})
     checkpoints.save(path, tensors, {"pairs": True} | metadata)
 
 
 def load_pairs(path: Path | str) -> tuple[tuple[Tensor, Tensor | None, Tensor], Metadata]:
-    """Noises, labels and images, and the header.
+    """Read noises, labels and images, shaped as `save_pairs` takes them, and the header.
 
     Raises:
         StageError: the file holds none, or images that are not finite.
