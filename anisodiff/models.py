@@ -31,17 +31,17 @@ class Model:
 
     Attributes:
         denoiser: D, score and flow.
-        learned: the path is one of its own, not EDM's.
         device: where it computes.
         metadata: header of the network's file: settings, versions, training.
-        digest: sha256 of the network's file.
+        network_digest: sha256 of the network's file.
+        path_digest: of the path's, None where it is EDM's.
     """
 
     denoiser: Denoiser
-    learned: bool
     device: str
     metadata: Metadata
-    digest: str
+    network_digest: str
+    path_digest: str | None = None
 
     @property
     def path(self) -> NoisePath:
@@ -79,9 +79,8 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
     if noise_path.subspaces.size != side:
         raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
     denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
-    return Model(
-        denoiser.to(device).eval().requires_grad_(False), path is not None, device, metadata, digest(network_file)
-    )
+    digests = digest(network_file), None if path is None else digest(path)
+    return Model(denoiser.to(device).eval().requires_grad_(False), device, metadata, *digests)
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
@@ -114,7 +113,7 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
     grids = [name for name, entry in GRIDS.items() if not {"warp", "search", "tuning", "levels"} & set(entry.takes)]
     if grid is not None and grid not in grids:
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
-    chosen = grid or ("path-time" if model.learned else "karras")
+    chosen = grid or ("karras" if model.path_digest is None else "path-time")
     method = MethodSettings(network="base", path="own", grid=chosen, solver=solver)
     return levels_of(method, nfe, SPACE, model.path)
 
@@ -149,8 +148,10 @@ def sample(
     options: SolveOptions = {"analytic_first": False, "threshold": False}
     if tuning is not None:
         step, metadata = load_tuning(tuning, model.path, nfe)
-        if metadata.get("network") != model.digest:
+        if metadata.get("network") != model.network_digest:
             raise StageError(f"{tuning}: tuned for another network: load that")
+        if model.path.subspaces.count > 1 and metadata.get("path") != model.path_digest:
+            raise StageError(f"{tuning}: tuned on another path: load that")
         tuned_from = metadata["settings"]["start"]
         options = {"analytic_first": tuned_from["afs"], "threshold": tuned_from["threshold"]}
         step = step.to(model.device)

@@ -158,7 +158,7 @@ def test_trajectories_and_the_public_face_draw_the_same_noise():
     network = model.network
     drawn = Draws(range(4), network.shape, network.classes)
     recorded = record_trajectory(model, drawn.noise, levels, drawn.labels, euler_maruyama, source=drawn)
-    images = sample(Model(model, False, "cpu", {}, ""), solver="euler-maruyama", seeds=range(4), grid=levels, batch=4)
+    images = sample(Model(model, "cpu", {}, ""), solver="euler-maruyama", seeds=range(4), grid=levels, batch=4)
     assert torch.equal(model.path.to_pixels(recorded.states[-1]).clamp(-1, 1), images)
     assert recorded.evaluations[-1] == levels.steps
 

@@ -95,7 +95,9 @@ def test_a_row_makes_the_images_that_the_tuning_judged(start, pairs, made):
         assert found[1] == pytest.approx(outcomes[str(nfe)]["tuned"], rel=1e-4)
         assert found[1] < found[0]
         assert outcomes[str(nfe)]["start"] <= found[0] * (1 + 1e-5)
-        assert outcomes[str(nfe)]["numbers"] == nfe + nfe + 4 * nfe  # falls, labels, coefficients
+        assert (
+            outcomes[str(nfe)]["numbers"] == nfe + nfe + 4 * nfe - 3
+        )  # falls, labels, and of coefficients those that are used
 
 
 def test_other_solvers_run_on_tuned_levels(start, made):
@@ -237,8 +239,13 @@ DIGITS["methods"]["t"] = {
         ("methods", {"path": "ani"}, r"t\.tuning: 't' is tuned on another path"),
         ("methods", {"threshold": True}, r"t\.threshold: 't' is tuned with False, not True"),
         ("methods", {"tuning": None}, r"t\.tuning: '' is unknown; known here: gs, gs-ani, t"),
-        ("methods", {"grid": "karras"}, r"t\.tuning: only the grid 'tuned' takes one"),
-        ("methods", {"grid": "karras", "tuning": None}, r"t\.solver: tuned goes with the grid tuned"),
+        ("methods", {"grid": "karras", "solver": "dpmpp"}, r"t\.tuning: only the grid 'tuned' takes one"),
+        ("methods", {"grid": "karras", "tuning": None}, r"t\.grid: the solver tuned goes with the grid tuned: set it"),
+        (
+            "methods",
+            {"solver": "heun"},
+            r"t\.solver: heun evaluates twice a step, tuned levels have a step an evaluation",
+        ),
     ],
 )
 def test_tunings_that_cannot_be_are_refused(key, changes, words):

@@ -92,6 +92,8 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     for name, method in methods.items():
         check(f"methods.{name}.network", method.network, networks)
         check(f"methods.{name}.path", method.path, {*paths, *runs})
+        if SOLVERS[method.solver].tuned and method.grid != "tuned":
+            raise StageError(f"{where}.methods.{name}.grid: the solver tuned goes with the grid tuned: set it")
         for grid, key, made, said in (
             ("warped", "warp", warps, "the warp of"),
             ("searched", "search", searches, "a search on"),
@@ -106,8 +108,6 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                 raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
         if method.tuning is not None:
             _check_tuned(where, name, dataset, dataset.tunings[method.tuning])
-        elif SOLVERS[method.solver].tuned:
-            raise StageError(f"{where}.methods.{name}.solver: tuned goes with the grid tuned: set it, and a tuning")
         _check_method(where, name, method, budgets(dataset, name), searches.get(method.search or ""))
     for name in dataset.plots.strip_methods or []:
         check("plots.strip_methods", name, set(methods))
@@ -157,6 +157,11 @@ def _check_tuning(where: str, name: str, dataset: DatasetSettings, tuning: Tunin
 def _check_tuned(where: str, name: str, dataset: DatasetSettings, tuning: TuningSettings) -> None:
     """That a method uses a tuning as it was tuned."""
     method, start = dataset.methods[name], dataset.methods[tuning.start]
+    if SOLVERS[method.solver].evaluations > 1:
+        raise StageError(
+            f"{where}.methods.{name}.solver: {method.solver} evaluates twice a step, tuned levels have a step an "
+            "evaluation: use tuned, or another of one"
+        )
     for key in ("network", "path", "afs", "threshold"):
         if (own := getattr(method, key)) != (wanted := getattr(start, key)):
             raise StageError(
@@ -180,6 +185,8 @@ def check_toy(where: str, toy: ToySettings) -> None:
         StageError: what is wrong, with the path of its key.
     """
     _check_micro_batch(where, toy)
+    if SOLVERS[toy.solver].stochastic or SOLVERS[toy.solver].tuned:
+        raise StageError(f"{where}.solver: {toy.solver} is not one of a fixed flow's: use midpoint")
     for name, row in toy.rows.items():
         if row.kinetic and row.learns not in ("noise", "drift"):
             raise StageError(f"{where}.rows.{name}.kinetic: it moves what noise and drift learn: set it to 0")

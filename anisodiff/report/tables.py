@@ -322,8 +322,8 @@ def cost_page(spent: pd.DataFrame) -> str:
         for row in spent.to_dict("records")
     ]  # fmt: skip
     notes = (
-        "Sampling with its features, averaged over seed ranges. Training: of network, path and warp since the base "
-        "network, summed over devices. Times are comparable on one device, with nothing beside."
+        "Sampling with its features, averaged over seed ranges. Training: of network, path, warp, search and "
+        "tuning since the base network, summed over devices. Times are comparable on one device, with nothing beside."
     )
     return f"{markdown([head, *lines])}\n\n{notes}\n"
 

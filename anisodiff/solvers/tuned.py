@@ -234,6 +234,15 @@ class TunedSolver(nn.Module):
         """Steps of the budget: evaluations of the network, but for an analytic first step."""
         return len(self.labels)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers are learned, without weights of values before the first, and of the state under flows."""
+        count = sum(each.numel() for each in (*self.levels.parameters(), self.labels) if each.requires_grad)
+        if not self.coefficients.requires_grad:
+            return count
+        weighed = sum(min(self.window, k + 1) + (not self.theory.of_flows) for k in range(self.steps))
+        return count + weighed * self.coefficients.shape[2] + (0 if self.shapes is None else self.shapes.numel())
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the numbers of a `state_dict`.
 

@@ -146,7 +146,7 @@ def tune(
                     "start": unlearned,
                     "tuned": error(solver),
                     "seconds": work.training.seconds / len(solvers),
-                    "numbers": sum(each.numel() for each in solver.parameters() if each.requires_grad),
+                    "numbers": solver.numbers,
                 }
     made = provenance(named, [*sampler.headers, header])
     made |= {"network": digest(start.files.network), "path": digest(start.files.path), "outcomes": outcomes}

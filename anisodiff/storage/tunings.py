@@ -59,16 +59,16 @@ def load_tuning(path: Path | str, noise_path: NoisePath, nfe: int) -> tuple[Tune
         append_zero = bool((nodes[-1] == 0).all())
         levels = at(nodes[:-1] if append_zero else nodes, append_zero)
         count, per_class, subspaces = nodes.shape
+        if subspaces != noise_path.subspaces.count:
+            raise StageError(
+                f"{path}: tuned on a path of {subspaces} subspaces, this one has {noise_path.subspaces.count}: "
+                "take the path of the tuning"
+            )
         wanted = (count - 1, per_class, subspaces), (count - 1, per_class, len(cells.band))
         if (told.shape, (len(weights), *weights.shape[2:])) != wanted or weights.shape[1] < 2:
             raise ValueError(f"labels {list(told.shape)} and weights {list(weights.shape)} for levels {wanted[0]}")
     except ValueError as error:
         raise StageError(f"{path}: holds no tuned solver for {nfe} ({error}): tune again") from error
-    if subspaces != noise_path.subspaces.count:
-        raise StageError(
-            f"{path}: tuned on a path of {subspaces} subspaces, this one has {noise_path.subspaces.count}: "
-            "take the path of the tuning"
-        )
     return TunedStep(levels, told, weights, cells, bool(metadata.get("of_flows"))), metadata
 
 
