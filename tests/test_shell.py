@@ -63,7 +63,8 @@ def every_job(folder: Path, config: dict) -> list[str]:
     found = subprocess.run(
         [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--directory", folder,
          "--configfile", folder / "config.yaml", "--cores", "1", "--dry-run", "--printshellcmds",
-         "all", "plan", "throughput", "downloads", "report", "reference_digits", "pretrain_digits", "pretrain_other"],
+         "all", "plan", "throughput", "downloads", "report", "reference_digits", "pretrain_digits", "pretrain_other",
+         "fp_toy", "reference_fp_toy"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr

@@ -293,4 +293,6 @@ def test_another_kind_of_file_is_no_toy(tmp_path):
 def test_the_target_asks_for_a_job_a_row_and_plane(tmp_path):
     pytest.importorskip("snakemake", reason="the workflow needs snakemake (extra `workflow`)")
     found = jobs(tmp_path, SHORT, "fp_toy", "reference_fp_toy")
-    assert found == {"toy": 2 * len(TOY.rows), "toy_report": 1, "fp_toy": 1, "reference_fp_toy": 1}
+    assert found == {
+        "toy": 2 * len(TOY.rows), "toy_report": 1, "publish_toy": 1, "fp_toy": 1, "reference_fp_toy": 1
+    }  # fmt: skip

@@ -52,13 +52,7 @@ rule toy_report:
         "exec python -m anisodiff toy-report --files {params.files:q} --output {params.folder:q} >{log:q} 2>&1"
 
 
-rule fp_toy:
-    """Table and figures of the toy."""
-    input:
-        rules.toy_report.output,
-
-
-rule reference_fp_toy:
+rule publish_toy:
     """Table and figures of the toy, copied to where they can be committed, with what made them."""
     input:
         csv=files.TOY_TABLE,
