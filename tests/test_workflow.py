@@ -85,8 +85,10 @@ def test_a_runs_setting_reruns_what_comes_from_it(finished):
     assert found == {**made, "geometry_table": 1, **END}
 
 
-def test_a_solver_reruns_its_method_alone(finished):
-    assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {"sample": SHARDS, "convergence": 1, **END}
+def test_a_solver_reruns_its_method(finished):
+    """And the tuning that it teaches."""
+    taught = {"pairs": 1, "tune": 1, "sample": 2 * SHARDS}
+    assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {**taught, "convergence": 1, **END}
 
 
 def test_a_new_method_runs_alone(finished):
