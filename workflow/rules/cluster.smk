@@ -208,7 +208,7 @@ def check_cluster():
 
 def check_gpus(found, default):
     """That the partition of the jobs with GPUs has them, of the type asked for."""
-    if not any(job(stage, dataset)["gpus"] for stage in USES_GPU for dataset in DATASETS):
+    if not any(job(stage, dataset).gpus for stage in USES_GPU for dataset in DATASETS):
         return
     _, _, inside = found.get(CLUSTER.gpu_partition or default, UNKNOWN)
     # as gpu:a100:4(S:0-1) or gpu:4, several by commas
