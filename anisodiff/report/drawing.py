@@ -23,7 +23,9 @@ DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX<>*hp"
 # colour of a path, the same in every figure: no two of these are of one lightness, for print in grey
 PATHS = {"edm": "#000000", "iso": "#E69F00", "ani": "#0072B2", "spectral-iso": "#009E73", "spectral-ani": "#882255"}
-FURTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#332288", "#999933", "#44AA99", "#661100")  # of other paths
+FURTHER_COLOURS = (  # of other paths
+    "#CC79A7", "#56B4E9", "#D55E00", "#332288", "#999933", "#44AA99", "#661100", "#117733", "#DDCC77", "#AA4499",
+)  # fmt: skip
 # line and marker of a solver, the same in every figure
 Look = dict[str, Any]  # matplotlib's properties of a line
 SOLVERS: dict[str, tuple[Any, str]] = {
