@@ -1,5 +1,6 @@
 """Methods put together from files and settings: a network over a path, on a grid, with a solver."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,7 @@ class Sampler:
 
     def __init__(self, method: Method, compute: Compute):
         self.space, self.settings, self.files, self.device = method.space, method.settings, method.files, compute.device
-        if bool({"warp", "search", "tuning"} & set(self.grid.takes)) != bool(self.files.grids):
+        if self.grid.from_file != bool(self.files.grids):
             raise StageError(
                 "grid: give a warp for 'warped', or one a budget, a search for 'searched', a tuning for 'tuned', and "
                 "none for other grids"
@@ -228,6 +229,11 @@ class Sampler:
     def grid(self):
         """The kind of grid."""
         return GRIDS[self.settings.grid]
+
+    @functools.cached_property
+    def digests(self) -> dict[Path, str]:
+        """The digest of every file of the method, by the file."""
+        return {file: digest(file) for file in (self.files.network, self.files.path, *self.files.grids)}
 
     @property
     def options(self) -> SolveOptions:
@@ -255,14 +261,12 @@ class Sampler:
         Raises:
             StageError: there are none for this budget; a tuning is of another network or path.
         """
-        takes, warp, search, tuned = self.grid.takes, None, None, None
-        if grid_file is not None and "tuning" in takes:
-            tuned = self._tuned(nfe, grid_file)
-        elif grid_file is not None:
-            warp = checkpoints.load_warp(grid_file, self.path)[0] if "warp" in takes else None
-            search = grid_file if "search" in takes else None
-        own = None if tuned is None else tuned.levels
-        levels = levels_of(self.settings, nfe, self.space, self.path, warp, search, own)
+        takes = self.grid.takes
+        warp = checkpoints.load_warp(grid_file, self.path)[0] if grid_file and "warp" in takes else None
+        search = grid_file if "search" in takes else None
+        tuned = self._tuned(nfe, grid_file) if grid_file and "tuning" in takes else None
+        learned = None if tuned is None else tuned.levels
+        levels = levels_of(self.settings, nfe, self.space, self.path, warp, search, learned)
         if tuned is not None and SOLVERS[self.settings.solver].tuned:
             return levels, tuned
         with naming("solver"):
@@ -271,7 +275,7 @@ class Sampler:
     def _tuned(self, nfe: int, file: Path) -> TunedStep:
         step, metadata = load_tuning(file, self.path, nfe)
         for name in ("network", "path"):
-            if metadata.get(name) != digest(getattr(self.files, name)):
+            if metadata.get(name) != self.digests[getattr(self.files, name)]:
                 raise StageError(f"{file}: tuned for another {name}: take its own, or tune again")
         return step.to(self.device)
 

@@ -18,6 +18,7 @@ from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.solvers.generation import final_states
 from anisodiff.solvers.loop import SolveOptions
 from anisodiff.solvers.registry import SOLVERS
+from anisodiff.solvers.tuned import TunedStep
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest
 from anisodiff.storage.tunings import load_tuning
@@ -33,15 +34,15 @@ class Model:
         denoiser: D, score and flow.
         device: where it computes.
         metadata: header of the network's file: settings, versions, training.
-        network_digest: sha256 of the network's file.
-        path_digest: of the path's, None where it is EDM's.
+        network_file: where the network was read.
+        path_file: where the path was; None for EDM's, which is in no file.
     """
 
     denoiser: Denoiser
     device: str
     metadata: Metadata
-    network_digest: str
-    path_digest: str | None = None
+    network_file: Path
+    path_file: Path | None = None
 
     @property
     def path(self) -> NoisePath:
@@ -79,8 +80,8 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
     if noise_path.subspaces.size != side:
         raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
     denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
-    digests = digest(network_file), None if path is None else digest(path)
-    return Model(denoiser.to(device).eval().requires_grad_(False), device, metadata, *digests)
+    path_file = None if path is None else Path(path)
+    return Model(denoiser.to(device).eval().requires_grad_(False), device, metadata, network_file, path_file)
 
 
 def load_denoiser(path: Path | str, device: str = "cpu") -> Denoiser:
@@ -110,10 +111,10 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
     """
     _check_solver(solver)
-    grids = [name for name, entry in GRIDS.items() if not {"warp", "search", "tuning", "levels"} & set(entry.takes)]
+    grids = [name for name, entry in GRIDS.items() if not (entry.from_file or "levels" in entry.takes)]
     if grid is not None and grid not in grids:
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
-    chosen = grid or ("karras" if model.path_digest is None else "path-time")
+    chosen = grid or ("karras" if model.path_file is None else "path-time")
     method = MethodSettings(network="base", path="own", grid=chosen, solver=solver)
     return levels_of(method, nfe, SPACE, model.path)
 
@@ -145,16 +146,9 @@ def sample(
         StageError: see `levels`; a tuning is of another network, or has not this budget.
     """
     _check_solver(solver)
-    options: SolveOptions = {"analytic_first": False, "threshold": False}
+    options: SolveOptions = {}
     if tuning is not None:
-        step, metadata = load_tuning(tuning, model.path, nfe)
-        if metadata.get("network") != model.network_digest:
-            raise StageError(f"{tuning}: tuned for another network: load that")
-        if model.path.subspaces.count > 1 and metadata.get("path") != model.path_digest:
-            raise StageError(f"{tuning}: tuned on another path: load that")
-        tuned_from = metadata["settings"]["start"]
-        options = {"analytic_first": tuned_from["afs"], "threshold": tuned_from["threshold"]}
-        step = step.to(model.device)
+        step, options = _tuned(model, nfe, tuning)
         grid = step.levels
     else:
         grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
@@ -165,6 +159,18 @@ def sample(
     ):
         images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
     return torch.cat(images) if images else torch.empty((0, *model.shape))
+
+
+def _tuned(model: Model, nfe: int, file: Path | str) -> tuple[TunedStep, SolveOptions]:
+    """A tuning's step at a budget, and the options of `solve` that it was tuned with."""
+    step, metadata = load_tuning(file, model.path, nfe)
+    if metadata.get("network") != digest(model.network_file):
+        raise StageError(f"{file}: tuned for another network: load that")
+    of_path = None if model.path_file is None else digest(model.path_file)
+    if model.path.subspaces.count > 1 and metadata.get("path") != of_path:
+        raise StageError(f"{file}: tuned on another path: load that")
+    start = metadata["settings"]["start"]
+    return step.to(model.device), {"analytic_first": start["afs"], "threshold": start["threshold"]}
 
 
 def _check_solver(name: str) -> None:

@@ -47,7 +47,7 @@ def test_images_are_those_of_the_sampling_stage(solver, nfe):
 
 def test_a_runs_folder_brings_its_own_path(run):
     model = anisodiff.load(run)
-    assert (model.shape, model.classes, (model.path_digest is not None)) == ((1, 8, 8), 0, True)
+    assert (model.shape, model.classes, model.path_file is not None) == ((1, 8, 8), 0, True)
     assert model.denoiser.sigma_data == checkpoints.header(BASE)["sigma_data"]
     nodes = anisodiff.levels(model, 9).nodes
     assert nodes.shape == (6, 1, 2)

@@ -1,5 +1,7 @@
 """Euler and Maruyama's solver: its step by hand, its moments without sampling, and one seed an image."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from exact import SIDE, ExactGaussian, flat_path, gaussian, measured_orders, unequal_path
@@ -158,7 +160,7 @@ def test_trajectories_and_the_public_face_draw_the_same_noise():
     network = model.network
     drawn = Draws(range(4), network.shape, network.classes)
     recorded = record_trajectory(model, drawn.noise, levels, drawn.labels, euler_maruyama, source=drawn)
-    images = sample(Model(model, "cpu", {}, ""), solver="euler-maruyama", seeds=range(4), grid=levels, batch=4)
+    images = sample(Model(model, "cpu", {}, Path()), solver="euler-maruyama", seeds=range(4), grid=levels, batch=4)
     assert torch.equal(model.path.to_pixels(recorded.states[-1]).clamp(-1, 1), images)
     assert recorded.evaluations[-1] == levels.steps
 

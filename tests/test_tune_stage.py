@@ -108,7 +108,7 @@ def test_other_solvers_run_on_tuned_levels(start, made):
 
 
 def test_a_tuning_that_was_stopped_goes_on_and_is_the_same(start, pairs, made, tmp_path, monkeypatch):
-    """In the second budget: the first is not tuned again."""
+    """Stopped in the second budget, it does not tune the first again."""
     again, runs, true = tmp_path / "gs.safetensors", [], tuning.run
 
     def stopping(records, training, *arguments):

@@ -242,7 +242,7 @@ def test_every_result_says_where_it_was_made_and_what_it_cost(finished):
 
 @pytest.mark.parametrize(("profile", "config"), [("local", "config"), ("slurm", "paper")])
 def test_the_profiles_are_found_by_name(tmp_path, profile, config):
-    """As in a clone: links at the root, nothing in anybody's home; each has its experiment, with all its jobs."""
+    """Links at the root, as in a clone, and nothing in anybody's home; each has its experiment, with all its jobs."""
     for name in ("anisodiff", "config", "envs", "local", "slurm", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {

@@ -196,14 +196,12 @@ class DatasetFiles:
     @property
     def searches(self) -> dict[str, str]:
         """Searches that some method uses, by name."""
-        used = sorted({method.search for method in self.settings.methods.values() if method.search is not None})
-        return {name: self.of(SEARCH, search=name) for name in used}
+        return {name: self.of(SEARCH, search=name) for name in self.settings.used("search")}
 
     @property
     def tunings(self) -> dict[str, str]:
         """Tunings that some method uses, by name."""
-        used = sorted({method.tuning for method in self.settings.methods.values() if method.tuning is not None})
-        return {name: self.of(TUNING, tuning=name) for name in used}
+        return {name: self.of(TUNING, tuning=name) for name in self.settings.used("tuning")}
 
     def pairs(self, tuning: str) -> str:
         """Noises and images that a tuning learns from; tunings of one teacher share them."""

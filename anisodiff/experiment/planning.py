@@ -27,8 +27,7 @@ def needed(dataset: DatasetSettings) -> dict[str, set[str]]:
             want(dataset.runs[name].start)
             want(dataset.runs[name].path)
 
-    warps = {method.warp for method in dataset.methods.values() if method.warp is not None}
-    searches = {method.search for method in dataset.methods.values() if method.search is not None}
+    warps, searches = set(dataset.used("warp")), dataset.used("search")
     users = [*dataset.methods.values(), *dataset.geometry.values(), *(dataset.warps[name] for name in warps),
              *(dataset.searches[name] for name in searches)]  # fmt: skip
     for user in users:
@@ -46,8 +45,7 @@ def warp_budgets(dataset: DatasetSettings, warp: str) -> set[int]:
 
 def tuning_evaluations(dataset: DatasetSettings) -> int:
     """Evaluations that tunings take, their teachers' included; a gradient with recomputation costs four."""
-    used = {method.tuning for method in dataset.methods.values() if method.tuning is not None}
-    asked = [dataset.tunings[name] for name in used]
+    asked = [dataset.tunings[name] for name in dataset.used("tuning")]
     teachers = {(each.teacher, each.teacher_nfe, each.first_seed, each.pairs + each.heldout) for each in asked}
     learned = sum(4 * each.steps * each.batch * nfe for each in asked for nfe in each.nfe)
     return learned + sum(nfe * images for _, nfe, _, images in teachers)

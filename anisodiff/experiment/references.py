@@ -136,7 +136,7 @@ def _check_tuning(where: str, name: str, dataset: DatasetSettings, tuning: Tunin
     if not SOLVERS[start.solver].linear:
         known = ", ".join(solver for solver, entry in SOLVERS.items() if entry.linear)
         raise StageError(f"{key}.start: {start.solver} of {tuning.start!r} has no weights to tune: use one of {known}")
-    order = start.order or SOLVERS[start.solver].max_order or 1
+    order = SOLVERS[start.solver].usual_order(start.order) or 1
     if order > tuning.window:
         raise StageError(f"{key}.window: {tuning.window} for {start.solver} of order {order}: give {order} or more")
     for role, method, nfes in (("start", tuning.start, tuning.nfe), ("teacher", tuning.teacher, [tuning.teacher_nfe])):
@@ -248,7 +248,7 @@ def _check_method(
 
 
 def _solver(settings: MethodSettings | SearchSettings) -> str:
-    return f"{settings.solver} of order {settings.order or SOLVERS[settings.solver].max_order or 1}"
+    return f"{settings.solver} of order {SOLVERS[settings.solver].usual_order(settings.order) or 1}"
 
 
 def _check_budget(

@@ -20,6 +20,11 @@ class Grid(Entry):
     in_path_time: bool = False
     takes: tuple[str, ...] = ()
 
+    @property
+    def from_file(self) -> bool:
+        """Whether its nodes come from a file that a stage made."""
+        return bool({"warp", "search", "tuning"} & set(self.takes))
+
 
 GRIDS = {
     "karras": Grid("grids.fixed:karras_grid", ends_at_min=True, takes=("rho",)),

@@ -150,7 +150,7 @@ def legend_beside(axes: Axes, size: int = 9, others: Sequence[Axes] = ()) -> Non
 
     Args:
         axes: that it stands beside, and whose lines it names.
-        size: of its text.
+        size: size of its text, in points.
         others: more of them; what several have is named once.
     """
     named = {}

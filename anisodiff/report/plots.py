@@ -110,7 +110,7 @@ def distance_against_nfe(
         tidy: `table.csv`.
         methods: path and solver of each, in order.
         look: colour, line and marker of each, as `looks` gives them.
-        published: from `published_values`; those without a budget are left out.
+        published: rows of `published_values`; those without a budget are left out.
     """
     published = published.dropna(subset="nfe").astype({"nfe": int})
     others = published.groupby(["method", "network"], sort=False)
@@ -334,7 +334,7 @@ def bits_against_distance(
         tidy: `table.csv`, with bits per dimension.
         methods: path and solver of each, in order.
         look: colour and marker of each, as `looks` gives them.
-        published: from `published_values`; those without both numbers are left out.
+        published: rows of `published_values`; those without both numbers are left out.
     """
     columns = tables.bits_columns(tidy)
     width = 3.3 + 3.4 * len(columns)

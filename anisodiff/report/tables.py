@@ -270,8 +270,8 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
     """Bits per dimension as a part of a page for people.
 
     Args:
-        measured: from `likelihood_rows`, one or more.
-        published: from `published_values`; those without a likelihood are left out.
+        measured: rows of `likelihood_rows`, one or more.
+        published: rows of `published_values`; those without a likelihood are left out.
     """
     rows = [["network", "path", "estimator", "bits per dimension", "images"]]
     for row in measured.to_dict("records"):
@@ -328,6 +328,14 @@ def cost_page(spent: pd.DataFrame) -> str:
     return f"{markdown([head, *lines])}\n\n{notes}\n"
 
 
+def _header(file: Path, kind: str) -> Metadata:
+    """The header of a file of a stage's, which says its kind."""
+    metadata = checkpoints.header(file)
+    if not metadata.get(kind):
+        raise StageError(f"{file}: holds no {kind}: give the file of a {kind}")
+    return metadata
+
+
 def search_page(searches: Mapping[str, Path]) -> str:
     """Seconds of every search's parts (GITS, Table 4); nothing where nothing was searched."""
     if not searches:
@@ -336,21 +344,12 @@ def search_page(searches: Mapping[str, Path]) -> str:
         ["search", "trajectories, s", "costs, s", "programming, s", "analytic step, s", "noises", "points", "device"]
     ]
     for name, file in searches.items():
-        metadata = checkpoints.header(file)
-        if not metadata.get("search"):
-            raise StageError(f"{file}: holds no search: give the file of a search")
+        metadata = _header(file, "search")
         parts, settings = metadata["parts"], metadata["settings"]["search"]
         seconds = [f"{parts[key]:.3f}" for key in ("trajectories", "costs", "programming", "analytic step")]
         counts = [str(settings[key]) for key in ("images", "points")]
         rows.append([name, *seconds, *counts, metadata["environment"]["device"]])
     return f"\nEach search of levels, once for all budgets:\n\n{markdown(rows)}\n"
-
-
-def _tuning_header(file: Path) -> Metadata:
-    metadata = checkpoints.header(file)
-    if not metadata.get("tuning"):
-        raise StageError(f"{file}: holds no tuning: give the file of a tuning")
-    return metadata
 
 
 def on_metric(tunings: Mapping[str, Path], features: str) -> set[str]:
@@ -360,7 +359,7 @@ def on_metric(tunings: Mapping[str, Path], features: str) -> set[str]:
         tunings: files of the stage `tune`, by name.
         features: kind of the table's feature network.
     """
-    compared = {name: _tuning_header(file)["settings"]["tuning"]["features"] for name, file in tunings.items()}
+    compared = {name: _header(file, "tuning")["settings"]["tuning"]["features"] for name, file in tunings.items()}
     return {name for name, each in compared.items() if each is not None and each["kind"] == features}
 
 
@@ -370,7 +369,7 @@ def tuning_page(tunings: Mapping[str, Path]) -> str:
         return ""
     rows = [["tuning", "from", "teacher", "NFE", "error at the start", "tuned", "s", "numbers", "device"]]
     for name, file in tunings.items():
-        metadata = _tuning_header(file)
+        metadata = _header(file, "tuning")
         settings = metadata["settings"]["tuning"]
         for nfe, each in metadata["outcomes"].items():
             taught = f"{settings['teacher']} at NFE {settings['teacher_nfe']}"

@@ -31,7 +31,7 @@ def make(files: Files, output: Path) -> None:
     """Draw every figure into a folder, of the first seed of each row.
 
     Args:
-        files: of the stage `toy`, by plane and row.
+        files: files of the stage `toy`, by plane and row.
         output: folder.
     """
     mpl.use("Agg")
@@ -86,18 +86,25 @@ def _plane(axes: Axes, metadata: Metadata) -> None:
 PLANE_LINE = Line2D([], [], color=PLANE, linewidth=3, label="the data's plane")
 
 
-def forward(entries: dict[str, dict[str, Entry]]) -> Figure:
-    """Figure 1: forward trajectories from the data to noise; the same noise in all panels."""
+def _curves(name: str, linewidth: float, noise: int) -> Draw:
+    """A drawing of the curves of this name; the mark at their end in the noise, first (0) or last (-1), is hollow."""
 
     def draw(axes: Axes, entry: Entry, colour: str) -> None:
         tensors, metadata = entry
         _plane(axes, metadata)
-        for curve in tensors["forward"].unbind(1):
-            axes.plot(curve[:, 0], curve[:, 2], color=colour, linewidth=0.7)
-            axes.plot(*curve[0, [0, 2]], "o", color=colour, markersize=4)
-            axes.plot(*curve[-1, [0, 2]], "o", color=colour, markersize=4, markerfacecolor="white")
+        for curve in tensors[name].unbind(1):
+            axes.plot(curve[:, 0], curve[:, 2], color=colour, linewidth=linewidth)
+            for end in (0, -1):
+                fill = "white" if end == noise else colour
+                axes.plot(*curve[end, [0, 2]], "o", color=colour, markersize=4, markerfacecolor=fill)
 
-    return _panels(entries, draw, [PLANE_LINE, _mark("start, t = 0", "k"), _mark("t = 0.5", "white")])
+    return draw
+
+
+def forward(entries: dict[str, dict[str, Entry]]) -> Figure:
+    """Figure 1: forward trajectories from the data to noise; the same noise in all panels."""
+    legend = [PLANE_LINE, _mark("start, t = 0", "k"), _mark("t = 0.5", "white")]
+    return _panels(entries, _curves("forward", 0.7, noise=-1), legend)
 
 
 def _mark(label: str, fill: str) -> Line2D:
@@ -122,16 +129,8 @@ def velocities(entries: dict[str, dict[str, Entry]]) -> Figure:
 
 def trajectories(entries: dict[str, dict[str, Entry]]) -> Figure:
     """Figure 7: four sampling trajectories, from noise of the same seeds."""
-
-    def draw(axes: Axes, entry: Entry, colour: str) -> None:
-        tensors, metadata = entry
-        _plane(axes, metadata)
-        for curve in tensors["sampling"].unbind(1):
-            axes.plot(curve[:, 0], curve[:, 2], color=colour, linewidth=1.1)
-            axes.plot(*curve[0, [0, 2]], "o", color=colour, markersize=4, markerfacecolor="white")
-            axes.plot(*curve[-1, [0, 2]], "o", color=colour, markersize=4)
-
-    return _panels(entries, draw, [PLANE_LINE, _mark("noise, t = 1", "white"), _mark("sample, t = 0", "k")])
+    legend = [PLANE_LINE, _mark("noise, t = 1", "white"), _mark("sample, t = 0", "k")]
+    return _panels(entries, _curves("sampling", 1.1, noise=0), legend)
 
 
 def damped() -> Figure:

@@ -47,7 +47,7 @@ def write(files: Files, output: Path) -> None:
     """Write `table.csv`, a line a seed, and `table.md`.
 
     Args:
-        files: of the stage `toy`, by plane and row.
+        files: files of the stage `toy`, by plane and row.
         output: folder.
     """
     headers = [

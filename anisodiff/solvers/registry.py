@@ -37,6 +37,10 @@ class Solver(Entry):
         """One step, at the solver's own order."""
         return self.load()
 
+    def usual_order(self, order: int | None = None) -> int | None:
+        """The order that is meant: the one given, or else the highest; None for solvers that have no choice."""
+        return order or self.max_order
+
     def with_order(self, order: int | None = None) -> "Step":
         """The step of an order; None is the solver's usual one.
 
@@ -52,7 +56,7 @@ class Solver(Entry):
             return step
         if order is not None and not 1 <= order <= self.max_order:
             raise InvalidArgument(f"order: {step.__name__} has orders 1 to {self.max_order}, not {order}")
-        return partial(step, order=order or self.max_order)
+        return partial(step, order=self.usual_order(order))
 
 
 SOLVERS = {

@@ -101,7 +101,7 @@ def _document(sampler: Sampler, nfe: int, levels: Levels, step: Step) -> dict[st
     method, files = sampler.settings, sampler.files
     named = {"network": files.network, "path": files.path} | ({"grid": files.grids[0]} if files.grids else {})
     weighed = _weighed(sampler, levels, step)
-    solver = {"name": method.solver, "order": _order(method.solver, method.order)} | sampler.options
+    solver = {"name": method.solver, "order": SOLVERS[method.solver].usual_order(method.order)} | sampler.options
     if weighed is None:
         solver |= {"inner": levels.inner.tolist()}
     else:
@@ -129,13 +129,9 @@ def _weighed(sampler: Sampler, levels: Levels, step: Step) -> TunedStep | None:
     name = sampler.settings.solver
     if isinstance(step, TunedStep) or not SOLVERS[name].linear:
         return step if isinstance(step, TunedStep) else None
-    order = _order(name, sampler.settings.order) or 1
+    order = SOLVERS[name].usual_order(sampler.settings.order) or 1
     with torch.no_grad():
         return TunedSolver(sampler.path, FreeLevels(levels), theory=name, order=order, window=order)()
-
-
-def _order(solver: str, order: int | None) -> int | None:
-    return order or SOLVERS[solver].max_order
 
 
 def _basis(subspaces: Basis) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def _list(form: SigmaList, kind: str, sampler: Sampler, levels: Levels, step: St
     }
     if lost := [what for what, needed in needs.items() if needed]:
         raise StageError(f"{kind}: carries sigmas alone, not {', '.join(lost)}: use --format {DOCUMENT}")
-    order = _order(solver, order)
+    order = SOLVERS[solver].usual_order(order)
     known = form.samplers.get(solver if order is None else f"{solver}-{order}")
     if order is not None and not to_zero:  # theirs end in another order
         known = None

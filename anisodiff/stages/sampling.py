@@ -71,8 +71,7 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
     compute.begin()
     sampler = Sampler(method, compute)
     extract = frechet.extractor(*features, compute.device)
-    digests = {file: digest(file) for file in (sampler.files.network, sampler.files.path, *sampler.files.grids)}
-    digests[features.file] = digest(features.file)
+    digests = sampler.digests | {features.file: digest(features.file)}
     cells, total = [], len(drawing.nfes) * len(drawing.seeds)
     bar = tqdm(total=total, desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
     for nfe in drawing.nfes:

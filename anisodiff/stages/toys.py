@@ -56,7 +56,7 @@ class PlaneBatches:
 
     Args:
         plane: the data.
-        seed: of the held-out points.
+        seed: seed of the held-out points.
         device: where batches are used.
     """
 

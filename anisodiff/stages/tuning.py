@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -48,11 +48,9 @@ def make_pairs(method: Method, nfe: int, seeds: range, batch: int, output: Path,
     began = time.monotonic()
     compute = compute.begin()
     sampler = Sampler(method, compute)
-    grid_file = sampler.files.grid(nfe, [nfe])
-    levels, step = sampler.solver(nfe, grid_file)
-    inputs = [sampler.files.network, sampler.files.path, *([] if grid_file is None else [grid_file])]
+    levels, step = sampler.solver(nfe, sampler.files.grid(nfe, [nfe]))
     settings = {"dataset": method.space, "method": method.settings, "nfe": nfe, "batch": batch, "dtype": compute.dtype}
-    parts = output.with_suffix(".parts") / fingerprint(settings, [digest(each) for each in inputs])
+    parts = output.with_suffix(".parts") / fingerprint(settings, list(sampler.digests.values()))
     made = []
     with tqdm(total=len(seeds), desc="pairs", unit="img", unit_scale=True, mininterval=5) as bar:
         for first in range(0, len(seeds), batch):
@@ -95,7 +93,7 @@ def tune(
         settings: budgets, what is learned, and how.
         start: settings and files of the method that is corrected.
         pairs_file: made by `make_pairs`.
-        features: in which images are compared; None compares pixels.
+        features: network in whose features images are compared; None compares pixels.
         output: safetensors file of every budget's numbers (`load_tuning` reads it), with the errors before and after in
             its header.
         compute: where, and in which precision.
@@ -107,10 +105,9 @@ def tune(
     sampler = Sampler(start, compute)
     learned, heldout, header = _pairs(settings, sampler, pairs_file)
     loss = squared_error if features is None else _feature_loss(features, compute.device)
-    inputs = [start.files.network, start.files.path, *start.files.grids, pairs_file]
-    inputs += [] if features is None else [features.file]
+    inputs = [pairs_file, *([] if features is None else [features.file])]
     named = {"dataset": start.space, "start": start.settings, "tuning": settings, "dtype": compute.dtype}
-    key = fingerprint(named, [digest(each) for each in inputs])
+    key = fingerprint(named, [*sampler.digests.values(), *map(digest, inputs)])
     states, before = output.parent / ".state" / output.stem, None
     steps: dict[int, TunedStep] = {}
     outcomes: dict[str, dict[str, float]] = {}
@@ -123,11 +120,10 @@ def tune(
     with naming(output.stem, "see the tuning's settings"):
         for budgets in [settings.nfe] if settings.shared_levels else [[nfe] for nfe in settings.nfe]:
             own = {nfe: sampler.solver(nfe, start.files.grid(nfe, settings.nfe))[0] for nfe in budgets}
-            solvers = _on_a_curve(settings, sampler, own) if settings.shared_levels else {}
-            for nfe, levels in own.items() if not solvers else ():
-                candidates = [levels, *([] if before is None else [resampled(before, levels.steps)])]
-                grids = [FreeLevels(each.to("cpu"), settings.per_subspace) for each in candidates]
-                solvers[nfe] = min((_solver(settings, sampler, grid) for grid in grids), key=error)
+            if settings.shared_levels:
+                solvers = _on_a_curve(settings, sampler, own)
+            else:
+                solvers = {nfe: _better(settings, sampler, levels, before, error) for nfe, levels in own.items()}
             work = tuning_work(
                 sampler.denoiser, list(solvers.values()), learned, heldout, plan, settings.learning_rate, loss,
                 max(1, settings.steps // CHECKS), **options,
@@ -149,7 +145,8 @@ def tune(
                     "numbers": solver.numbers,
                 }
     made = provenance(named, [*sampler.headers, header])
-    made |= {"network": digest(start.files.network), "path": digest(start.files.path), "outcomes": outcomes}
+    made |= {name: sampler.digests[getattr(start.files, name)] for name in ("network", "path")}
+    made["outcomes"] = outcomes
     spent = sum(each["seconds"] for each in outcomes.values()) + header.get("device_seconds", 0.0)
     made |= {"device_seconds": round(spent, 1), "environment": compute.environment()}
     save_tuning(output, steps, settings.subspaces, **made)
@@ -192,12 +189,25 @@ def _feature_loss(features: FeatureFile, device: str) -> ImageLoss:
 def _solver(settings: TuningSettings, sampler: Sampler, levels: FreeLevels | CurveLevels) -> TunedSolver:
     """The method as it is, ready to be corrected."""
     method = sampler.settings
-    order = method.order or SOLVERS[method.solver].max_order or 1
+    order = SOLVERS[method.solver].usual_order(method.order) or 1
     solver = TunedSolver(
         sampler.path, levels, settings.learn, method.solver, order, settings.window, settings.subspaces,
         settings.per_subspace, settings.rank, settings.scale,
     )  # fmt: skip
     return solver.to(sampler.device)
+
+
+def _better(
+    settings: TuningSettings,
+    sampler: Sampler,
+    levels: Levels,
+    before: Levels | None,
+    error: Callable[[TunedSolver], float],
+) -> TunedSolver:
+    """The method on its own levels, or on those of the budget before, whichever has the smaller error."""
+    starts = [levels, *([] if before is None else [resampled(before, levels.steps)])]
+    grids = [FreeLevels(each.to("cpu"), settings.per_subspace) for each in starts]
+    return min((_solver(settings, sampler, grid) for grid in grids), key=error)
 
 
 def _on_a_curve(settings: TuningSettings, sampler: Sampler, own: Mapping[int, Levels]) -> dict[int, TunedSolver]:

@@ -19,7 +19,7 @@ def save_tuning(file: Path | str, steps: Mapping[int, TunedStep], subspaces: str
     """Write the solvers of several budgets.
 
     Args:
-        file: to write.
+        file: the file to write.
         steps: one a budget (NFE).
         subspaces: kind of the solver's own, as `Cells` takes it.
         metadata: more of the header.

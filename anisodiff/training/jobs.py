@@ -308,7 +308,7 @@ def drive(
 
     Args:
         work: the training.
-        key: of its settings and inputs: states of another key are never seen.
+        key: fingerprint of its settings and inputs: states of another key are never seen.
         save_seconds: longest time between two saves.
         output: the file that it makes; the log and the states lie beside it.
         compute: where.

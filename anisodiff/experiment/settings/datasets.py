@@ -135,6 +135,10 @@ class DatasetSettings(ImageSpace):
     sampling: SamplingSettings = key("What is drawn for a cell of the table.")
     plots: PlotsSettings = section("What the figures show.")
 
+    def used(self, key: Literal["warp", "search", "tuning"]) -> list[str]:
+        """Names that some method has under a key, sorted."""
+        return sorted({name for method in self.methods.values() if (name := getattr(method, key)) is not None})
+
     @property
     def space(self) -> ImageSpace:
         """What a stage is told; the rest of the configuration can change without running it again."""
