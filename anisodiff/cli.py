@@ -573,9 +573,9 @@ def distance(
     manifests: Annotated[list[Path], typer.Argument(help="Manifests of the sampling jobs.")],
 ) -> None:
     """Frechet distance of every cell and seed range."""
-    from anisodiff.report import tables
+    from anisodiff.report.distances import distances
 
-    tables.distances(dataset, reference, manifests, images, features_kind, output)
+    distances(dataset, reference, manifests, images, features_kind, output)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -21,7 +21,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.settings import MethodSettings, RunSettings
 from anisodiff.metrics import frechet
 from anisodiff.metrics.registry import FeatureFile
-from anisodiff.report import geometry_table, tables
+from anisodiff.report import costs, distances, geometry_table
 from anisodiff.stages import sampling
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import atomic, digest
@@ -74,12 +74,14 @@ def test_another_kind_of_file_is_refused(tmp_path, start):
     with pytest.raises(StageError, match=r"edm\.safetensors: holds no geometry: give a file of the stage"):
         geometry_table.write({"edm": path}, tmp_path)
     with pytest.raises(StageError, match=r"edm\.safetensors: holds no search: give the file of a search"):
-        tables.search_page({"gits": path})
+        costs.search_page({"gits": path})
     (tmp_path / "0-7.json").write_text(json.dumps([str(network)]))
     truth = torch.zeros(3).double(), torch.eye(3).double()
     checkpoints.save(tmp_path / "r.safetensors", frechet.Gaussian(*truth).tensors(), {"features": "digits-cnn"})
     with pytest.raises(StageError, match=r"base\.safetensors: holds no cell of a budget and seeds: delete it"):
-        tables.distances("digits", tmp_path / "r.safetensors", [tmp_path / "0-7.json"], 8, "digits-cnn", tmp_path / "d")
+        distances.distances(
+            "digits", tmp_path / "r.safetensors", [tmp_path / "0-7.json"], 8, "digits-cnn", tmp_path / "d"
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import cells
 from anisodiff.metrics.registry import FeatureFile
-from anisodiff.report import tables
+from anisodiff.report.distances import distances
 from anisodiff.stages import sampling, verifying
 from anisodiff.storage import checkpoints, files
 from anisodiff.training.loop import ResumeStore, TrainingState
@@ -176,10 +176,10 @@ def test_a_damaged_cell_is_named_by_the_distance(results):
     flip_tensors(cell(results))
     arguments = ("toy", results / "reference.safetensors", [results / "samples/edm/0-15.json"], 16, "digits-cnn")
     with pytest.raises(StageError, match=r"nfe3/0-15\.safetensors: damaged: .*: delete it and run again"):
-        tables.distances(*arguments, results / "distances.csv")
+        distances(*arguments, results / "distances.csv")
     (results / "samples/edm/0-15.json").write_text("[")
     with pytest.raises(StageError, match=r"0-15\.json: no manifest of cells .*: delete it and run again"):
-        tables.distances(*arguments, results / "distances.csv")
+        distances(*arguments, results / "distances.csv")
 
 
 @pytest.mark.parametrize("name", ["network", "path", "reference"])

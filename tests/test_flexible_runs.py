@@ -18,7 +18,8 @@ from anisodiff.experiment.settings import LikelihoodSettings, MethodSettings
 from anisodiff.grids.fixed import karras
 from anisodiff.methods import levels_of
 from anisodiff.networks.turned import Turned
-from anisodiff.report import tables
+from anisodiff.report import likelihood_table
+from anisodiff.report.published import published_values
 from anisodiff.stages import finetuning, initial_paths, likelihoods
 from anisodiff.stages.finetuning import TrainingInputs
 from anisodiff.storage import checkpoints
@@ -161,7 +162,7 @@ def test_shards_and_batches_change_no_image(start, tmp_path):
 
 def test_bits_per_dimension_stand_beside_their_methods(start, tmp_path):
     measured(start, tmp_path / "base.safetensors")
-    found = tables.likelihood_rows({"base": [tmp_path / "base.safetensors"]})
+    found = likelihood_table.likelihood_rows({"base": [tmp_path / "base.safetensors"]})
     nats = checkpoints.read(tmp_path / "base.safetensors")[0]
     bound = -nats["bound"].mean() / (64 * np.log(2))
     row = found[found["estimator"] == "bound"].iloc[0]
@@ -169,10 +170,8 @@ def test_bits_per_dimension_stand_beside_their_methods(start, tmp_path):
     assert row["error"] == pytest.approx(float(nats["bound"].std() / 8**0.5 / (64 * np.log(2))))
     density = -nats["ode"].mean() / (64 * np.log(2)) + np.log2(16 / 2)
     assert found[found["estimator"] == "ode"].iloc[0]["bits_per_dim"] == pytest.approx(float(density))
-    published = tables.published_values(
-        "cifar10", str(ROOT / "config/published.csv"), ["EDM", "FP-Noise (Mix)", "LSGM"]
-    )
-    page = tables.likelihood_page(found, published)
+    published = published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "FP-Noise (Mix)", "LSGM"])
+    page = likelihood_table.likelihood_page(found, published)
     assert "| base | edm | ode |" in page
     assert "| LSGM, published |  | bound | < 3.43 |  |\n" in page
     assert "| FP-Noise (Mix), published |  |  | 3.20 |  |\n" in page

@@ -16,7 +16,7 @@ from anisodiff.grids.levels import Levels, levels
 from anisodiff.metrics import frechet
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.pixels import to_uint8
-from anisodiff.report import geometry_figures, geometry_table, tables
+from anisodiff.report import geometry_figures, geometry_table, published
 from anisodiff.solvers.generation import draw
 from anisodiff.solvers.generation import start as start_of
 from anisodiff.solvers.loop import solve
@@ -147,11 +147,11 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
 
 def test_published_values_by_name():
     file = str(ROOT / "config/published.csv")
-    rows = tables.published_values("cifar10", file, ["iPNDM + GITS 1.15 AFS", "EDM"])
+    rows = published.published_values("cifar10", file, ["iPNDM + GITS 1.15 AFS", "EDM"])
     assert rows[(rows["method"] == "iPNDM + GITS 1.15 AFS") & (rows["nfe"] == 9)]["fid"].item() == 2.46
     assert rows[(rows["method"] == "EDM") & (rows["nfe"] == 9)]["network"].item() == "edm-cifar10-32x32-cond-vp"
     with pytest.raises(StageError, match=r"'iPNDN' has no values for ffhq in .*; it has AMED"):
-        tables.published_values("ffhq", file, ["iPNDN"])
+        published.published_values("ffhq", file, ["iPNDN"])
 
 
 def test_published_values_are_complete():

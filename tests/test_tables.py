@@ -7,7 +7,8 @@ import torch
 from anisodiff.errors import StageError
 from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import frechet
-from anisodiff.report import drawing, tables
+from anisodiff.report import cells, drawing, plain_tables, tables
+from anisodiff.report.distances import distances
 from anisodiff.storage import checkpoints
 
 METHODS = {
@@ -48,7 +49,7 @@ def results(tmp_path):
                 early = {"stopped_early": True, "versions": ["0", "1"], "last_step": None} if method == "first" else {}
                 shard(tmp_path, method, 11, (first, first + 9), normal(shift), **early)
             manifests.append(made)
-    tables.distances("toy", tmp_path / "reference.safetensors", manifests, 20, "digits-cnn", tmp_path / "d.csv")
+    distances("toy", tmp_path / "reference.safetensors", manifests, 20, "digits-cnn", tmp_path / "d.csv")
     return tmp_path
 
 
@@ -57,7 +58,7 @@ def test_cells_are_ranges_of_summed_shards(results):
     assert len(rows) == 6
     tables.table(results / "d.csv", METHODS, results)
     tidy = pd.read_csv(results / "table.csv", dtype={"version": str})
-    assert list(tidy.columns) == tables.COLUMNS
+    assert list(tidy.columns) == cells.COLUMNS
     assert tidy["method"].tolist() == ["second", "second", "first", "first"]
     cell = tidy[(tidy["method"] == "first") & (tidy["nfe"] == 9)].iloc[0]
     ours = rows[(rows["method"] == "first") & (rows["nfe"] == 9)]["distance"]
@@ -103,10 +104,10 @@ def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes)
     pd.DataFrame([row]).to_csv(tmp_path / "d.csv", index=False)
     tables.table(tmp_path / "d.csv", {row["method"]: METHODS["first"]}, tmp_path)
     for name in ("table", "cost"):
-        made = tables.read(tmp_path / f"{name}.csv").iloc[0]
-        said = made.index.intersection(tables.TEXTS)
+        made = plain_tables.read(tmp_path / f"{name}.csv").iloc[0]
+        said = made.index.intersection(plain_tables.TEXTS)
         assert {key: made[key] for key in said} == {key: row[key] for key in said}
-    tidy = tables.read(tmp_path / "table.csv")
+    tidy = plain_tables.read(tmp_path / "table.csv")
     assert pd.isna(tidy["std"]).all()
     assert tidy["mean"].tolist() == [1.5]
     assert f"| {row['method']} | base |" in (tmp_path / "table.md").read_text()
@@ -121,7 +122,7 @@ def test_a_broken_table_is_named(tmp_path):
 def test_a_missing_shard_is_named(results):
     manifests = [results / "first" / "0-9.json"]
     with pytest.raises(StageError, match="first, nfe 9, range 0: 10 of 20 images"):
-        tables.distances("toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv")
+        distances("toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv")
     assert not (results / "e.csv").exists()
 
 

@@ -16,7 +16,7 @@ from anisodiff.experiment.config import resolve
 from anisodiff.experiment.settings import MethodSettings, TuningSettings
 from anisodiff.methods import Method, MethodFiles, Sampler
 from anisodiff.metrics.registry import FeatureFile
-from anisodiff.report import tables
+from anisodiff.report import costs
 from anisodiff.solvers.generation import final_states
 from anisodiff.solvers.multistep import THEORIES
 from anisodiff.solvers.registry import SOLVERS
@@ -171,9 +171,9 @@ def test_a_loss_in_the_metrics_own_features_is_marked(start, pairs, tmp_path):
     settings = ASKED.model_dump() | {"features": asked, "nfe": [3]}
     tuning.tune(TuningSettings.model_validate(settings), method_of(start, START), pairs, features, tmp_path / "own.st")
     files = {"own": tmp_path / "own.st"}
-    assert tables.on_metric(files, "digits-cnn") == {"own"}
-    assert tables.on_metric(files, "inception") == set()
-    assert "| own | dpmpp | edm at NFE 7 | 3 |" in tables.tuning_page(files)
+    assert costs.on_metric(files, "digits-cnn") == {"own"}
+    assert costs.on_metric(files, "inception") == set()
+    assert "| own | dpmpp | edm at NFE 7 | 3 |" in costs.tuning_page(files)
 
 
 def test_files_that_do_not_fit_are_refused_in_a_line(start, pairs, made, tmp_path):

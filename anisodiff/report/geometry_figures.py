@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anisodiff.metrics.geometry import DENOISERS
-from anisodiff.report import tables
 from anisodiff.report.drawing import COLOURS, DASHES, MARKERS, Look, distance_axis, legend_beside, show, styles, tiled
+from anisodiff.report.plain_tables import read
 from anisodiff.storage import checkpoints
 
 KINDS = dict(zip(DENOISERS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
@@ -293,7 +293,7 @@ def convergence(files: dict[str, str], look: dict[str, Look]) -> Figure:
         files: method -> CSV of the stage `convergence`.
         look: of methods, from `looks`.
     """
-    read = {name: tables.read(file) for name, file in files.items()}
+    read = {name: read(file) for name, file in files.items()}
     *_, last = read.values()
     figure, both = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True, sharey=True)
     for axes, kind, title in zip(both, ("state", "denoised"), ("states", "denoised estimates"), strict=True):

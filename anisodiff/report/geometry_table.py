@@ -6,7 +6,7 @@ import pandas as pd
 
 from anisodiff.errors import StageError
 from anisodiff.metrics.geometry import DENOISERS
-from anisodiff.report.tables import markdown
+from anisodiff.report.plain_tables import markdown
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, write_text
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
-from anisodiff.report import geometry_figures, tables
+from anisodiff.report import geometry_figures
 from anisodiff.report.drawing import (
     DASHES,
     MARKERS,
@@ -31,6 +31,9 @@ from anisodiff.report.drawing import (
     spread,
     tiled,
 )  # fmt: skip
+from anisodiff.report.likelihood_table import bits_columns
+from anisodiff.report.plain_tables import read
+from anisodiff.report.published import published_values
 from anisodiff.storage import checkpoints
 
 
@@ -43,14 +46,14 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         output: folder.
     """
     mpl.use("Agg")
-    tidy = tables.read(table)
+    tidy = read(table)
     paths = {name: checkpoints.load_path(file)[0] for name, file in settings.paths.items()}
     warps = {
         name: (checkpoints.load_warp(file, paths[path])[0], path)
         for name, (file, path) in settings.warps.items()
         if path in paths
     }
-    published = tables.published_values(settings.dataset, settings.published.file, settings.published.methods)
+    published = published_values(settings.dataset, settings.published.file, settings.published.methods)
     look = looks(settings.methods)
     figures: dict[str, Callable[[], Figure]] = {
         "distance-against-nfe": lambda: distance_against_nfe(tidy, settings.methods, look, published),
@@ -59,7 +62,7 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         "dct-bases": lambda: dct_bases(32),
         "samples": lambda: samples(settings),
     }
-    if tables.bits_columns(tidy):
+    if bits_columns(tidy):
         figures["bits-against-distance"] = lambda: bits_against_distance(tidy, settings.methods, look, published)
     if settings.ladder:
         figures["ladder"] = lambda: ladder(tidy, settings.ladder, look)
@@ -336,7 +339,7 @@ def bits_against_distance(
         look: colour and marker of each, as `looks` gives them.
         published: rows of `published_values`; those without both numbers are left out.
     """
-    columns = tables.bits_columns(tidy)
+    columns = bits_columns(tidy)
     width = 3.3 + 3.4 * len(columns)
     figure, all_axes = plt.subplots(1, len(columns), figsize=(width, 4.2), sharex=True, squeeze=False)
     marks = dict(zip(published["method"].unique(), itertools.cycle(MARKERS), strict=False))

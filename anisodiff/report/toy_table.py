@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from anisodiff.errors import StageError
-from anisodiff.report.tables import markdown
+from anisodiff.report.plain_tables import markdown
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, write_text
 

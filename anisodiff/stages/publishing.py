@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from anisodiff.compute import processor
-from anisodiff.report import tables
+from anisodiff.report.plain_tables import read
 from anisodiff.storage.files import Metadata, atomic, provenance, write_text
 
 FILES = ("table.csv", "table.md")
@@ -29,7 +29,7 @@ def publish(results: Path, settings: Metadata, output: Path) -> None:
         settings: its settings.
         output: folder to fill; files of an earlier run are replaced.
     """
-    table = tables.read(results / "table.csv")
+    table = read(results / "table.csv")
     made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
     metadata = provenance(settings) | {
         "cells_made_by": made_by,

@@ -11,7 +11,7 @@ from pathlib import Path
 from anisodiff.data import image_sets
 from anisodiff.errors import StageError, one_line
 from anisodiff.experiment.files import cells_of
-from anisodiff.report import tables
+from anisodiff.report.plain_tables import read
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import digest, version
 
@@ -106,7 +106,7 @@ def _contents(path: Path, made_by: dict[tuple[str, ...], list[Path]]) -> Iterato
             with zipfile.ZipFile(path) as images:
                 if (bad := images.testzip()) is not None:
                     yield "damaged", f"{path}: damaged at {bad}: delete it and run again"
-        elif path.name == "table.csv" and len(set(tables.read(path)["version"])) > 1:
+        elif path.name == "table.csv" and len(set(read(path)["version"])) > 1:
             yield "of mixed versions", f"{path}: its rows are of several versions: run again what is older, or say so"
     except StageError as error:
         yield "damaged", str(error)

@@ -1,0 +1,98 @@
+"""Bits per dimension of networks over paths, as rows and as a part of a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from anisodiff.errors import StageError
+from anisodiff.experiment.settings import MethodSettings
+from anisodiff.objectives.likelihood import bits_per_dimension
+from anisodiff.report.plain_tables import markdown
+from anisodiff.report.published import published_values
+from anisodiff.storage import checkpoints
+
+ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the header of a table
+
+
+def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
+    """One row a likelihood and estimator: bits per dimension, mean and standard error over images.
+
+    Args:
+        files: of the stage `likelihood`, by name, a file a shard.
+
+    Raises:
+        StageError: a file holds no likelihood.
+    """
+    rows = []
+    for name, shards in files.items():
+        read_shards = [checkpoints.read(file) for file in shards]
+        for file, (_, metadata) in zip(shards, read_shards, strict=True):
+            if not metadata.get("likelihood"):
+                raise StageError(f"{file}: holds no likelihood: delete it and run again")
+        settings = read_shards[0][1]["settings"]["likelihood"]
+        for estimator in settings["estimators"]:
+            nats = torch.cat([tensors[estimator] for tensors, _ in read_shards])
+            grey_levels = settings["grey_levels"] if estimator == "ode" else None
+            bits = bits_per_dimension(nats, read_shards[0][1]["dimensions"], grey_levels)
+            rows.append(
+                {
+                    "likelihood": name,
+                    "network": settings["network"],
+                    "path": settings["path"],
+                    "estimator": estimator,
+                    "bits_per_dim": float(bits.mean()),
+                    "error": float(bits.std() / len(bits) ** 0.5),
+                    "images": len(bits),
+                    "grey_levels": settings["grey_levels"],
+                    "version": " ".join(sorted({each for _, about in read_shards for each in about["versions"]})),
+                    "commit": " ".join(sorted({each for _, about in read_shards for each in about["commits"]})),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def with_likelihoods(tidy: pd.DataFrame, measured: pd.DataFrame, methods: Mapping[str, MethodSettings]) -> pd.DataFrame:
+    """Cells with the bits per dimension of their method's network over its path, and the error of these, where those
+    were measured."""
+    of_method = [(methods[name].network, methods[name].path) for name in tidy["method"]]
+    for estimator, column in ESTIMATORS.items() if len(measured) else ():
+        of = measured[measured["estimator"] == estimator].drop_duplicates(["network", "path"])
+        known = of.set_index(["network", "path"])[["bits_per_dim", "error"]].reindex(of_method)
+        tidy[column], tidy[f"{column}_error"] = known["bits_per_dim"].to_numpy(), known["error"].to_numpy()
+    return tidy
+
+
+def bits_columns(tidy: pd.DataFrame) -> list[str]:
+    """Columns of a table with bits per dimension, where any were measured."""
+    return [column for column in ESTIMATORS.values() if column in tidy and tidy[column].notna().any()]
+
+
+def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = None) -> str:
+    """Bits per dimension as a part of a page for people.
+
+    Args:
+        measured: rows of `likelihood_rows`, one or more.
+        published: rows of `published_values`; those without a likelihood are left out.
+    """
+    rows = [["network", "path", "estimator", "bits per dimension", "images"]]
+    for row in measured.to_dict("records"):
+        value = f"{row['bits_per_dim']:.3f} ± {row['error']:.3f}"
+        rows.append([row["network"], row["path"], row["estimator"], value, str(row["images"])])
+    others = published_values("", "", []) if published is None else published
+    others = others.dropna(subset=list(ESTIMATORS.values()), how="all").to_dict("records")
+    for row in others:
+        stated = not pd.isna(row["bits_per_dim"])
+        value = f"{row['bits_per_dim']:.2f}" if stated else f"< {row['bits_per_dim_bound']:.2f}"
+        rows.append([f"{row['method']}, published", "", "" if stated else "bound", value, ""])
+    notes = (
+        "Likelihood of held-out images, ± standard error over them. ode: density along the probability flow, of images "
+        f"dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the probability of "
+        "grey levels, so an upper one here. Lower is better; the images are the same in every row, so differences "
+        "between rows are better known than the rows."
+    )
+    if others:
+        sources = "; ".join(dict.fromkeys(row["source"] for row in others))
+        notes += f"\n\nPublished values are of other networks and images, as printed in {sources}."
+    return f"\n{markdown(rows)}\n\n{notes}\n"
