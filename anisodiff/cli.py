@@ -254,11 +254,11 @@ def train_features(
     threads: Threads = 1,
 ) -> None:
     """Train the digits classifier whose features the demo's distance uses."""
-    from anisodiff.metrics import frechet
+    from anisodiff.metrics.feature_networks import train_digits_cnn
     from anisodiff.storage import checkpoints
 
     _compute(compute, threads).begin()
-    network, accuracy = frechet.train_digits_cnn(images, **settings.model_dump())
+    network, accuracy = train_digits_cnn(images, **settings.model_dump())
     metadata = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
     checkpoints.save(output, network.state_dict(), metadata)
 
@@ -429,13 +429,15 @@ def reference(
     features_kind: FeaturesKind,
     output: Output,
     published: Annotated[Path | None, typer.Option(help="npz of mu and sigma, in place of the images'.")] = None,
+    keep: Annotated[int, typer.Option(help="Images whose features are kept, for KID, precision and recall.")] = 0,
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Feature statistics of the data."""
     from anisodiff.stages import sampling
 
-    sampling.reference(images, FeatureFile(features_kind, features), published, output, _compute(compute, threads))
+    network = FeatureFile(features_kind, features)
+    sampling.reference(images, network, published, keep, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=SAMPLING)
@@ -452,14 +454,14 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     grid: GridFiles = [],  # noqa: B006 - typer's way to an empty list
-    keep_images: Annotated[bool, typer.Option("--keep-images", help="Write the images, a zip a cell.")] = False,
+    keep: Annotated[str, typer.Option(help="What stays of the images: statistics, features or images.")] = "statistics",
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Sample a seed range and write its feature statistics, a cell a budget; cells already made are kept."""
     from anisodiff.stages import sampling
 
-    drawing = sampling.Drawing(nfe, first, last, batch, keep_images)
+    drawing = sampling.Drawing(nfe, first, last, batch, keep)
     chosen = _method(dataset, method, network, path, grid)
     sampling.sample(chosen, drawing, FeatureFile(features_kind, features), output, _compute(compute, threads))
 
@@ -570,12 +572,13 @@ def distance(
     images: Annotated[int, typer.Option(help="Images of a seed range.")],
     features_kind: FeaturesKind,
     output: Output,
+    left_out: Annotated[Path, typer.Option(help="CSV of the distances without each group of images.")],
     manifests: Annotated[list[Path], typer.Argument(help="Manifests of the sampling jobs.")],
 ) -> None:
     """Frechet distance of every cell and seed range."""
     from anisodiff.report.distances import distances
 
-    distances(dataset, reference, manifests, images, features_kind, output)
+    distances(dataset, reference, manifests, images, features_kind, output, left_out)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -600,6 +603,7 @@ def evaluate(
 @app.command(rich_help_panel=RESULTS)
 def table(
     distances: Annotated[Path, typer.Option(help="CSV of the distance stage.")],
+    left_out: Annotated[Path, typer.Option(help="Its CSV of distances without each group of images.")],
     methods: Annotated[dict, _option(_several("MethodSettings"), "Settings of the methods.", "--methods")],
     output: Annotated[Path, typer.Option(help="Folder for table.csv, table.md and table.tex.")],
     ladder: Annotated[list[str], typer.Option(help="Method that adds to the one given before.")] = [],  # noqa: B006
@@ -615,7 +619,7 @@ def table(
     measured = {name: [Path(file) for file in files] for name, files in likelihoods.items()}
     tuned = {name: Path(file) for name, file in tunings.items()}
     beside = tables.Beside(found, measured, tuned, published)
-    tables.table(distances, methods, output, ladder, beside)
+    tables.table(distances, left_out, methods, output, ladder, beside)
 
 
 @app.command("geometry-table", rich_help_panel=RESULTS)

@@ -80,7 +80,13 @@ def test_another_kind_of_file_is_refused(tmp_path, start):
     checkpoints.save(tmp_path / "r.safetensors", frechet.Gaussian(*truth).tensors(), {"features": "digits-cnn"})
     with pytest.raises(StageError, match=r"base\.safetensors: holds no cell of a budget and seeds: delete it"):
         distances.distances(
-            "digits", tmp_path / "r.safetensors", [tmp_path / "0-7.json"], 8, "digits-cnn", tmp_path / "d"
+            "digits",
+            tmp_path / "r.safetensors",
+            [tmp_path / "0-7.json"],
+            8,
+            "digits-cnn",
+            tmp_path / "d",
+            tmp_path / "l",
         )
 
 

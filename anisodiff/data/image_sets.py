@@ -68,6 +68,10 @@ class Images:
         pick = lambda rows: Images(self.pixels, self.labels, self.classes, rows)  # noqa: E731
         return pick(order[heldout:]), pick(order[:heldout])
 
+    def in_order(self) -> "Images":
+        """The same images in the order of the file, which reads faster."""
+        return self if self.rows is None else Images(self.pixels, self.labels, self.classes, self.rows.sort().values)
+
     def take(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
         """Images of the set by their place in it, and their one-hot labels."""
         rows = index if self.rows is None else self.rows[index]

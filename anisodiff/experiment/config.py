@@ -17,6 +17,7 @@ from anisodiff.experiment.files import TOY
 from anisodiff.experiment.references import check_references, check_toy
 from anisodiff.experiment.renames import with_new_names
 from anisodiff.experiment.settings import ExperimentSettings, Section
+from anisodiff.experiment.training_seeds import check_seeds
 
 PREFIX = "configuration"
 S = TypeVar("S", bound=Section)
@@ -80,6 +81,7 @@ def resolve(config: dict[str, Any]) -> ExperimentSettings:
             if name in FOLDERS:
                 raise StageError(f"datasets.{name}: a folder has this name: rename the dataset")
             check_references(f"datasets.{name}", dataset)
+            check_seeds(f"datasets.{name}", dataset)
         if resolved.toy is not None:
             check_toy("toy", resolved.toy)
         to_fetch(published_files(resolved))

@@ -11,6 +11,7 @@ from anisodiff.experiment.budgets import budgets, grid_nfe, strip_methods
 from anisodiff.experiment.settings import DatasetSettings
 from anisodiff.experiment.settings.base import basis_of
 from anisodiff.experiment.settings.figures import FigureSettings, PublishedValues
+from anisodiff.experiment.training_seeds import first_of
 
 RESULTS = "results"
 FETCHED = RESULTS + "/fetched/{file}"
@@ -39,9 +40,11 @@ GEOMETRY_PAGE = FOLDER + "/geometry.md"
 CONVERGENCE = FOLDER + "/convergence/{method}-nfe{nfe}.csv"
 REFERENCE = FOLDER + "/reference.safetensors"
 DISTANCES = FOLDER + "/distances.csv"
+LEFT_OUT = FOLDER + "/distances-left-out.csv"
 TABLE = FOLDER + "/table.csv"
 TABLE_PAGE = FOLDER + "/table.md"
 TABLE_TEX = FOLDER + "/table.tex"
+METRICS_PAGE = FOLDER + "/metrics.md"
 COST = FOLDER + "/cost.csv"
 COST_PAGE = FOLDER + "/cost.md"
 PLOTS = FOLDER + "/plots"
@@ -210,24 +213,25 @@ class DatasetFiles:
         return self.of(PAIRS, method=asked.teacher, nfe=asked.teacher_nfe, first=asked.first_seed, last=last)
 
     def figures(self, published: str) -> FigureSettings:
-        """Names and files of what the figures show.
+        """Names and files of what the figures show: of trainings, the first seed.
 
         Args:
             published: file of published values.
         """
         settings = self.settings
-        shown = dict.fromkeys(method.path for method in settings.methods.values())
+        methods = {name: settings.methods[name] for name in first_of(settings.methods)}
+        shown = dict.fromkeys(method.path for method in methods.values())
         nfe = grid_nfe(settings)
         return FigureSettings(
             dataset=self.name,
             sigma_max=settings.sigma_max,
-            methods={name: [method.path, method.solver] for name, method in settings.methods.items()},
+            methods={name: [method.path, method.solver] for name, method in methods.items()},
             ladder=settings.ladder,
             paths={name: self.path(name) for name in shown},
             warps={
                 name: [self.of(WARP, warp=name), warp.path]
                 for name, warp in settings.warps.items()
-                if warp.steps != "per_nfe"
+                if warp.steps != "per_nfe" and name in first_of(settings.warps)
             },
             strips={name: self.of(TRAJECTORY, method=name, nfe=nfe) for name in strip_methods(settings)},
             geometry=self.geometry,

@@ -11,6 +11,7 @@ from typing import Any
 from anisodiff.experiment.budgets import budgets
 from anisodiff.experiment.files import ranges
 from anisodiff.experiment.settings import DatasetSettings, ExperimentSettings
+from anisodiff.experiment.training_seeds import replicated, without_seed
 from anisodiff.metrics.registry import FEATURES
 
 STATE = 8  # weights, average, last good state of both and two moments, in two states (bytes of a network)
@@ -61,7 +62,7 @@ def work(dataset: DatasetSettings, measured: dict[str, Any] | None) -> dict[str,
     """Counts, device hours and bytes of a dataset; None is what nobody has measured.
 
     Args:
-        dataset: its resolved configuration.
+        dataset: its settings, an entry for each training seed.
         measured: speeds, as `throughput.measure_throughput` writes them.
     """
     used, sampling = needed(dataset), dataset.sampling
@@ -86,9 +87,11 @@ def work(dataset: DatasetSettings, measured: dict[str, Any] | None) -> dict[str,
             f"warp {k}": v for k, v in measured["warp_images_per_second"].items()
         }
         wanted = runs | {f"warp {name}": count for name, count in warps.items()}
-        if wanted.keys() <= speeds.keys():
+        if {without_seed(name)[0] for name in wanted} <= speeds.keys():
             tuned = tuning_evaluations(dataset) / measured["evaluations_per_second"]
-            found["training hours"] = (sum(count / speeds[name] for name, count in wanted.items()) + tuned) / 3600
+            found["training hours"] = (
+                sum(count / speeds[without_seed(name)[0]] for name, count in wanted.items()) + tuned
+            ) / 3600
         pixels = math.prod(measured["shape"])
         kept = images * (pixels + 200) if sampling.keep == "images" else 0
         networks = measured["network_bytes"] * (2 + (1 + STATE) * len(runs))
@@ -119,7 +122,7 @@ def page(config: ExperimentSettings, jobs: Mapping[str, Mapping[str, int]], resu
     for name, dataset in config.datasets.items():
         file = results / name / "throughput.json"
         measured = json.loads(file.read_text()) if file.is_file() else None
-        found, counted = work(dataset, measured), Counter(jobs[name])
+        found, counted = work(replicated(dataset), measured), Counter(jobs[name])
         total += counted
         every.append(found)
         rows.append(_row(name, counted.total(), found, measured["environment"]["device"] if measured else "not yet"))

@@ -1,6 +1,10 @@
 """Files of feature statistics: the cells of a table, and references."""
 
+from dataclasses import dataclass
 from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
 
 from anisodiff.errors import StageError
 from anisodiff.metrics import frechet
@@ -9,18 +13,52 @@ from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata
 
 
-def read_cell(cell: Path) -> tuple[frechet.FeatureStatistics, Metadata]:
-    """The statistics of a cell, and its header.
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        statistics: of the features of its images.
+        features: `[N, D]`, in the order of seeds; None where they were not kept.
+        metadata: its header.
+    """
+
+    statistics: frechet.FeatureStatistics
+    features: Float[Tensor, "n d"] | None
+    metadata: Metadata
+
+
+def read_cell(file: Path) -> Cell:
+    """A cell from its file.
 
     Raises:
         StageError: the cell is missing, damaged or of another kind.
     """
-    tensors, metadata = checkpoints.read(cell)
-    return frechet.FeatureStatistics.from_tensors(tensors, cell), metadata
+    tensors, metadata = checkpoints.read(file)
+    statistics = frechet.FeatureStatistics.from_tensors(tensors, file)
+    features = tensors.get("features")
+    if features is not None and features.shape != (statistics.count, len(statistics.sum)):
+        raise StageError(f"{file}: holds features of other images than its statistics: {checkpoints.MEND}")
+    return Cell(statistics, features, metadata)
 
 
-def load_reference(file: Path, features: str) -> frechet.Gaussian:
-    """The Gaussian of a file made by `reference`, or of a published npz.
+@dataclass(frozen=True)
+class Reference:
+    """What distances are measured to.
+
+    Attributes:
+        gaussian: of the features of the data.
+        features: `[M, D]` of some of its images, drawn at random; None where none were kept.
+        floor: distance of these images to the rest of the data; None where it is not known.
+    """
+
+    gaussian: frechet.Gaussian
+    features: Float[Tensor, "m d"] | None = None
+    floor: float | None = None
+
+
+def load_reference(file: Path, features: str) -> Reference:
+    """The reference of a file made by the stage `reference`, or of a published npz.
 
     Raises:
         StageError: it is of another feature network.
@@ -28,10 +66,13 @@ def load_reference(file: Path, features: str) -> frechet.Gaussian:
     if file.suffix == ".npz":
         if not FEATURES[features].is_fid:
             raise StageError(f"{file}: published statistics are of Inception's features, not of {features}")
-        return frechet.published_statistics(file)
+        return Reference(frechet.published_statistics(file))
     tensors, metadata = checkpoints.read(file)
     if metadata.get("features") != features:
         raise StageError(
             f"{file}: statistics of {metadata.get('features')} features, not of {features}: make them again"
         )
-    return frechet.Gaussian.from_tensors(tensors, file)
+    gaussian, kept = frechet.Gaussian.from_tensors(tensors, file), tensors.get("features")
+    if kept is not None and kept.shape[1:] != gaussian.mean.shape:
+        raise StageError(f"{file}: holds features of another network than its statistics: make it again")
+    return Reference(gaussian, kept, metadata.get("floor"))

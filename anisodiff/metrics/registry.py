@@ -12,7 +12,7 @@ class FeatureNetwork(Entry):
     """A feature network of the Frechet distance.
 
     Attributes:
-        source: the function `(file, device) -> (images in uint8 -> features [B, D])` (`metrics/frechet.py`).
+        source: the function `(file, device) -> (images in uint8 -> features [B, D])` (`metrics/feature_networks.py`).
         dimension: D.
         title: what the distance is called; only Inception's is an FID.
     """
@@ -39,9 +39,10 @@ class FeatureFile(NamedTuple):
 
 
 FEATURES = {
-    "inception": FeatureNetwork("metrics.frechet:inception", 2048, "FID"),
+    "inception": FeatureNetwork("metrics.feature_networks:inception", 2048, "FID"),
     "efficientnet-lite0": FeatureNetwork(
-        "metrics.frechet:efficientnet_lite0", 1280, "Frechet distance, EfficientNet-Lite0 features"
+        "metrics.feature_networks:efficientnet_lite0", 1280, "Frechet distance, EfficientNet-Lite0 features"
     ),
-    "digits-cnn": FeatureNetwork("metrics.frechet:digits_cnn", 64, "Frechet distance, digits-cnn features"),
+    "dinov2-vit-l14": FeatureNetwork("metrics.feature_networks:dinov2_vit_l14", 1024, "FD-DINOv2"),
+    "digits-cnn": FeatureNetwork("metrics.feature_networks:digits_cnn", 64, "Frechet distance, digits-cnn features"),
 }

@@ -19,22 +19,22 @@ SHAPES = (
 FIGURES = {
     LADDER: Caption(
         "{dataset}: what each ingredient buys",
-        "A line is a method, one ingredient more than the one before: its mean over seed ranges, with bars of one "
-        "standard deviation where there are several. Colour is the path, line and marker the solver, in "
+        "A line is a method, one ingredient more than the one before: its mean, with bars of one standard error over "
+        "images, and over training seeds where there are several. Colour is the path, line and marker the solver, in "
         "all figures.",
     ),
     HEADLINE: Caption(
         "{dataset}: Frechet distance against NFE",
-        "A line is a method: its mean over seed ranges, with bars of one standard deviation where there are "
-        "several; the grey band is the best of all. Colour is the path, line and marker the solver. Values that "
-        "others published are grey, in panels of their own. NFE counts the denoiser's evaluations for one image. Lower "
-        "is better.",
+        "A line is a method: its mean, with bars of one standard error over images, and over training seeds where "
+        "there are several; the grey band is the best of all. Colour is the path, line and marker the solver. Values "
+        "that others published are grey, in panels of their own. NFE counts the denoiser's evaluations for one image. "
+        "Lower is better.",
     ),
     "bits-against-distance": Caption(
         "{dataset}: likelihood against Frechet distance",
         "A point is a method at its largest budget, with the bits per dimension of held-out images under its network "
-        "over its path: upright bars are standard errors over the images, level ones one standard deviation over seed "
-        "ranges, where there are several. Left the density along the probability flow, right the bound, where both "
+        "over its path: upright bars are standard errors over the images, level ones over images, and over training "
+        "seeds where there are several. Left the density along the probability flow, right the bound, where both "
         "were measured. Colour is the path, marker the solver; values that others published are grey. Lower is better "
         "on both axes.",
     ),

@@ -1,22 +1,97 @@
-"""Distances of the cells of a table to the data: one row a seed range."""
+"""Distances of the cells of a table to the data: one row a seed range, and how sure they are of their images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.files import cells_of
-from anisodiff.metrics import frechet
-from anisodiff.metrics.cells import load_reference, read_cell
+from anisodiff.experiment.training_seeds import without_seed
+from anisodiff.metrics import fidelity, frechet, spread
+from anisodiff.metrics.cells import Cell, Reference, load_reference, read_cell
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import write_text
 
+LEFT_OUT = ["method", "nfe", "training_seed", "range", "group", "distance"]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A seed range of a method at a budget, from its shards."""
+
+    dataset: str
+    method: str
+    nfe: int
+    number: int
+    features_kind: str
+    shards: Sequence[Cell]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        name, seed = without_seed(self.method)
+        return {"method": name, "nfe": self.nfe, "training_seed": seed, "range": self.number}
+
+    @property
+    def total(self) -> frechet.FeatureStatistics:
+        first, *others = (cell.statistics for cell in self.shards)
+        for each in others:
+            first = first + each
+        return first
+
+    @property
+    def features(self) -> Tensor | None:
+        """Features of all images, where all shards kept them."""
+        kept = [cell.features for cell in self.shards if cell.features is not None]
+        return torch.cat(kept) if len(kept) == len(self.shards) else None
+
+    def measured(self, truth: Reference) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of the range, and the distances without each group of its images."""
+        total, features = self.total, self.features
+        groups = [cell.statistics for cell in self.shards] if features is None else spread.in_groups(features)
+        value, left = frechet.distance(total.gaussian, truth.gaussian), spread.without_each(groups, truth.gaussian)
+        row = self.key | {"images": total.count, "distance": value, "features": self.features_kind}
+        row |= {"dataset": self.dataset, "error": np.nan, "corrected": np.nan, "floor": truth.floor}
+        if left:
+            row |= {"error": spread.error(np.array(left)), "corrected": spread.corrected(value, np.array(left))}
+        if features is not None and truth.features is not None:
+            kernel = fidelity.kernel_distance(features, truth.features)
+            row |= {"kid": kernel.value, "kid_error": kernel.error}
+            row |= fidelity.precision_recall(features, truth.features)._asdict()
+        return row | self._made(), [self.key | {"group": at, "distance": each} for at, each in enumerate(left)]
+
+    def _made(self) -> dict[str, Any]:
+        """What the headers of the cells say."""
+        headers = [cell.metadata for cell in self.shards]
+        last = headers[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
+        return {
+            "evaluations": max(metadata["evaluations"] for metadata in headers),
+            "last_from": last[0],
+            "last_to": last[1],
+            "kimg": headers[0]["kimg"],
+            "stopped_early": any(metadata["stopped_early"] for metadata in headers),
+            "seconds": sum(metadata["seconds"] for metadata in headers),
+            "training_seconds": headers[0]["device_seconds"],
+            "device": ", ".join(sorted({metadata["environment"]["device"] for metadata in headers})),
+            "host": " ".join(sorted({metadata["environment"]["host"] for metadata in headers})),
+            "version": " ".join(sorted({each for metadata in headers for each in metadata["versions"]})),
+            "commit": " ".join(sorted({each for metadata in headers for each in metadata["commits"]})),
+        }
+
 
 def distances(
-    dataset: str, reference: Path, manifests: Sequence[Path], images: int, features: str, output: Path
+    dataset: str, reference: Path, manifests: Sequence[Path], images: int, features: str, output: Path, left_out: Path
 ) -> None:
-    """One row a method, budget and seed range: the distance of its summed shards to the reference.
+    """One row a method, budget, training seed and seed range: the distance of its summed shards to the reference.
+
+    Where the cells kept their features: KID, precision and recall besides, and errors over images from groups of them;
+    elsewhere the shards are the groups.
 
     Args:
         dataset: its name.
@@ -25,9 +100,10 @@ def distances(
         images: images of a seed range; shards are summed in the order of their seeds.
         features: kind of the feature network.
         output: CSV file.
+        left_out: CSV file of the distances without each group of a range's images, which differences are tested by.
     """
     truth = load_reference(reference, features)
-    shards: dict[tuple, list] = {}
+    shards: dict[tuple[str, int, int], list[tuple[int, Path]]] = {}
     for manifest in manifests:
         for cell in cells_of(manifest):
             metadata = checkpoints.header(cell)
@@ -36,38 +112,13 @@ def distances(
             except (LookupError, TypeError, ValueError) as error:
                 raise StageError(f"{cell}: holds no cell of a budget and seeds: {checkpoints.MEND}") from error
             shards.setdefault((manifest.parent.name, nfe, first // images), []).append((first, cell))
-    rows = []
-    for (method, nfe, seed_range), parts in sorted(shards.items(), key=lambda item: (str(item[0][0]), item[0][1:])):
-        total, headers = frechet.FeatureStatistics(0), []
-        for _, cell in sorted(parts):  # one at a time in memory
-            statistics, metadata = read_cell(cell)
-            total = total + statistics
-            headers.append(metadata)
-        if total.count != images:
-            raise StageError(
-                f"{method}, nfe {nfe}, range {seed_range}: {total.count} of {images} images: sample the rest"
-            )
-        last = headers[0].get("last_step", (float("nan"), float("nan")))  # cells of early versions do not say it
-        rows.append(
-            {
-                "dataset": dataset,
-                "method": method,
-                "nfe": nfe,
-                "range": seed_range,
-                "images": total.count,
-                "evaluations": max(metadata["evaluations"] for metadata in headers),
-                "last_from": last[0],
-                "last_to": last[1],
-                "distance": frechet.distance(total.gaussian, truth),
-                "features": features,
-                "kimg": headers[0]["kimg"],
-                "stopped_early": any(metadata["stopped_early"] for metadata in headers),
-                "seconds": sum(metadata["seconds"] for metadata in headers),
-                "training_seconds": headers[0]["device_seconds"],
-                "device": ", ".join(sorted({metadata["environment"]["device"] for metadata in headers})),
-                "host": " ".join(sorted({metadata["environment"]["host"] for metadata in headers})),
-                "version": " ".join(sorted({each for metadata in headers for each in metadata["versions"]})),
-                "commit": " ".join(sorted({each for metadata in headers for each in metadata["commits"]})),
-            }
-        )
+    rows, without = [], []
+    for (method, nfe, number), parts in tqdm(sorted(shards.items()), desc="distance", unit="range", mininterval=5):
+        found = _Range(dataset, method, nfe, number, features, [read_cell(cell) for _, cell in sorted(parts)])
+        if (count := found.total.count) != images:
+            raise StageError(f"{method}, nfe {nfe}, range {number}: {count} of {images} images: sample the rest")
+        row, left = found.measured(truth)
+        rows.append(row)
+        without += left
+    write_text(left_out, pd.DataFrame(without, columns=LEFT_OUT).to_csv(index=False))
     write_text(output, pd.DataFrame(rows).to_csv(index=False))

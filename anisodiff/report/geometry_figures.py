@@ -293,11 +293,11 @@ def convergence(files: dict[str, str], look: dict[str, Look]) -> Figure:
         files: method -> CSV of the stage `convergence`.
         look: of methods, from `looks`.
     """
-    read = {name: read(file) for name, file in files.items()}
-    *_, last = read.values()
+    tables = {name: read(file) for name, file in files.items()}
+    *_, last = tables.values()
     figure, both = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True, sharey=True)
     for axes, kind, title in zip(both, ("state", "denoised"), ("states", "denoised estimates"), strict=True):
-        for name, rows in read.items():
+        for name, rows in tables.items():
             mine = rows[(rows["kind"] == kind) & (rows["evaluations"] > 0)]
             axes.plot(mine["evaluations"], mine["distance"], label=name, markersize=4, linewidth=1.2, **look[name])
         distance_axis(axes, last["features"].iloc[0])

@@ -14,6 +14,7 @@ from anisodiff.storage.files import write_text
 
 PAGES = {
     "table.md": "Distances",
+    "metrics.md": "Other metrics",
     "cost.md": "Cost",
     "geometry.md": "Shapes of trajectories",
 }

@@ -8,6 +8,7 @@ import torch
 
 from anisodiff.errors import StageError
 from anisodiff.experiment.settings import MethodSettings
+from anisodiff.experiment.training_seeds import without_seed
 from anisodiff.objectives.likelihood import bits_per_dimension
 from anisodiff.report.plain_tables import markdown
 from anisodiff.report.published import published_values
@@ -17,7 +18,7 @@ ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the he
 
 
 def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
-    """One row a likelihood and estimator: bits per dimension, mean and standard error over images.
+    """One row a likelihood, training seed and estimator: bits per dimension, mean and standard error over images.
 
     Args:
         files: of the stage `likelihood`, by name, a file a shard.
@@ -32,15 +33,17 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
             if not metadata.get("likelihood"):
                 raise StageError(f"{file}: holds no likelihood: delete it and run again")
         settings = read_shards[0][1]["settings"]["likelihood"]
+        plain, seed = without_seed(name)
         for estimator in settings["estimators"]:
             nats = torch.cat([tensors[estimator] for tensors, _ in read_shards])
             grey_levels = settings["grey_levels"] if estimator == "ode" else None
             bits = bits_per_dimension(nats, read_shards[0][1]["dimensions"], grey_levels)
             rows.append(
                 {
-                    "likelihood": name,
-                    "network": settings["network"],
-                    "path": settings["path"],
+                    "likelihood": plain,
+                    "training_seed": seed,
+                    "network": without_seed(settings["network"])[0],
+                    "path": without_seed(settings["path"])[0],
                     "estimator": estimator,
                     "bits_per_dim": float(bits.mean()),
                     "error": float(bits.std() / len(bits) ** 0.5),
@@ -53,12 +56,26 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
+    """One row a likelihood and estimator: means over training seeds, their standard error, that over images.
+
+    Args:
+        measured: rows of `likelihood_rows`, one or more.
+    """
+    groups = measured.groupby(["likelihood", "estimator"], sort=False)
+    found = groups.agg({name: "mean" if name in ("bits_per_dim", "error") else "first" for name in measured})
+    found["seeds"] = groups["training_seed"].nunique()
+    found["seed_error"] = groups["bits_per_dim"].std() / found["seeds"] ** 0.5
+    return found.reset_index(drop=True)
+
+
 def with_likelihoods(tidy: pd.DataFrame, measured: pd.DataFrame, methods: Mapping[str, MethodSettings]) -> pd.DataFrame:
     """Cells with the bits per dimension of their method's network over its path, and the error of these, where those
     were measured."""
     of_method = [(methods[name].network, methods[name].path) for name in tidy["method"]]
+    averaged = over_seeds(measured) if len(measured) else measured
     for estimator, column in ESTIMATORS.items() if len(measured) else ():
-        of = measured[measured["estimator"] == estimator].drop_duplicates(["network", "path"])
+        of = averaged[averaged["estimator"] == estimator].drop_duplicates(["network", "path"])
         known = of.set_index(["network", "path"])[["bits_per_dim", "error"]].reindex(of_method)
         tidy[column], tidy[f"{column}_error"] = known["bits_per_dim"].to_numpy(), known["error"].to_numpy()
     return tidy
@@ -77,8 +94,9 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
         published: rows of `published_values`; those without a likelihood are left out.
     """
     rows = [["network", "path", "estimator", "bits per dimension", "images"]]
-    for row in measured.to_dict("records"):
-        value = f"{row['bits_per_dim']:.3f} ± {row['error']:.3f}"
+    for row in over_seeds(measured).to_dict("records"):
+        trained = f" ± {row['seed_error']:.3f}" if row["seeds"] > 1 else ""
+        value = f"{row['bits_per_dim']:.3f}{trained} ({row['error']:.3f})"
         rows.append([row["network"], row["path"], row["estimator"], value, str(row["images"])])
     others = published_values("", "", []) if published is None else published
     others = others.dropna(subset=list(ESTIMATORS.values()), how="all").to_dict("records")
@@ -87,11 +105,13 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
         value = f"{row['bits_per_dim']:.2f}" if stated else f"< {row['bits_per_dim_bound']:.2f}"
         rows.append([f"{row['method']}, published", "", "" if stated else "bound", value, ""])
     notes = (
-        "Likelihood of held-out images, ± standard error over them. ode: density along the probability flow, of images "
-        f"dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the probability of "
-        "grey levels, so an upper one here. Lower is better; the images are the same in every row, so differences "
-        "between rows are better known than the rows."
+        "Likelihood of held-out images, in brackets the standard error over them. ode: density along the probability "
+        f"flow, of images dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound of the "
+        "probability of grey levels, so an upper one here. Lower is better; the images are the same in every row, so "
+        "differences between rows are better known than the rows."
     )
+    if (measured["training_seed"] > 0).any():
+        notes += " ±: standard error over training seeds, where there are several."
     if others:
         sources = "; ".join(dict.fromkeys(row["source"] for row in others))
         notes += f"\n\nPublished values are of other networks and images, as printed in {sources}."

@@ -106,8 +106,8 @@ def distance_against_nfe(
 ) -> Figure:
     """Paper, Figure 2, in small multiples: the grey band in each panel is the best of all methods at every budget.
 
-    Bars are one standard deviation over seed ranges, where there are several. Published values are grey, in panels of
-    their own, the last.
+    Bars are one standard error, over images and over training seeds where there are several. Published values are grey,
+    in panels of their own, the last.
 
     Args:
         tidy: `table.csv`.
@@ -213,10 +213,16 @@ def _name_at_end(axes: Axes, name: str, end: tuple[float, float], place: float, 
     axes.annotate(name, xy=(1.1, place), xycoords=beside, color=look["color"], va="center", annotation_clip=False)
 
 
+def standard_errors(rows: pd.DataFrame) -> pd.Series:
+    """Standard errors of cells over images and training seeds together; 0 where nothing is known of them."""
+    parts = rows.reindex(columns=["error", "seed_error"]).astype(float)
+    return parts.fillna(0).pow(2).sum(axis=1).pow(0.5)
+
+
 def _line(axes: Axes, tidy: pd.DataFrame, name: str, look: Look, label: str | None = None) -> tuple[float, float]:
     """Draw a method's distances with their spreads; the line's last point."""
     rows = tidy[tidy["method"] == name].sort_values("nfe")
-    axes.errorbar(rows["nfe"], rows["mean"], rows["std"].fillna(0), label=label, capsize=2, **LINE, **look)
+    axes.errorbar(rows["nfe"], rows["mean"], standard_errors(rows), label=label, capsize=2, **LINE, **look)
     return float(rows["nfe"].iloc[-1]), float(rows["mean"].iloc[-1])
 
 
@@ -330,7 +336,7 @@ def bits_against_distance(
     """Bits per dimension of held-out images against the distance of samples; a panel an estimator.
 
     A point is a method at its largest budget, where the likelihood of its network over its path was measured. Upright
-    bars are standard errors over images, level ones one standard deviation over seed ranges, where there are several.
+    bars are standard errors over images, level ones over images and over training seeds where there are several.
     Published values are grey.
 
     Args:
@@ -348,7 +354,7 @@ def bits_against_distance(
         shown = largest.dropna(subset=column)
         for name in [name for name in methods if name in shown.index]:
             row, style = shown.loc[name], look[name] | {"linestyle": "none"}
-            errors = {"xerr": np.nan_to_num(row["std"]), "yerr": row[f"{column}_error"]}
+            errors = {"xerr": standard_errors(shown.loc[[name]]).to_numpy(), "yerr": row[f"{column}_error"]}
             label = f"{name}, NFE {row['nfe']}"
             axes.errorbar(
                 row["mean"], row[column], label=label, capsize=2, elinewidth=1, markersize=6, **errors, **style

@@ -9,6 +9,7 @@ import pandas as pd
 from anisodiff.experiment.settings import MethodSettings, PublishedValues
 from anisodiff.metrics.registry import FEATURES
 from anisodiff.report.cells import cells
+from anisodiff.report.comparisons import Comparisons
 from anisodiff.report.costs import cost_page, costs, on_metric, search_page, tuning_page
 from anisodiff.report.likelihood_table import bits_columns, likelihood_page, likelihood_rows, with_likelihoods
 from anisodiff.report.plain_tables import markdown, read
@@ -35,30 +36,33 @@ class Beside:
 
 def table(
     distance_file: Path,
+    left_out_file: Path,
     methods: Mapping[str, MethodSettings],
     output: Path,
     ladder: Sequence[str] = (),
     beside: Beside | None = None,
 ) -> None:
-    """Write `table.csv`, `table.md`, `table.tex`, `cost.csv` and `cost.md` into the folder `output`.
+    """Write `table.csv`, `table.md`, `table.tex`, `metrics.md`, `cost.csv` and `cost.md` into the folder `output`.
 
     Args:
         distance_file: from `distances`.
+        left_out_file: from there too.
         methods: settings of the methods, in the order of the rows.
         output: folder.
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
         beside: what belongs to the table besides distances.
     """
-    beside, rows = beside or Beside(), read(distance_file)
+    beside, rows, left_out = beside or Beside(), read(distance_file), read(left_out_file)
     measured = likelihood_rows(beside.likelihoods)
-    tidy = with_likelihoods(cells(rows, list(methods)), measured, methods)
+    tidy = with_likelihoods(cells(rows, left_out, list(methods)), measured, methods)
     if len(measured):
         write_text(output / "likelihood.csv", measured.to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
     write_text(output / "cost.md", cost_page(spent) + search_page(beside.searches) + tuning_page(beside.tunings))
-    page = Page(tidy, rows, methods, on_metric(beside.tunings, tidy["features"].iloc[0]))
+    write_text(output / "metrics.md", metrics_page(tidy, rows))
+    page = Page(tidy, rows, left_out, methods, on_metric(beside.tunings, tidy["features"].iloc[0]))
     published = beside.published
     others = published and published_values(rows["dataset"].iloc[0], published.file, published.methods)
     likelihood = likelihood_page(measured, others) if len(measured) else ""
@@ -67,12 +71,42 @@ def table(
     write_text(output / "table.tex", page.latex())
 
 
+def metrics_page(tidy: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What else is known of every cell, as a page for people.
+
+    Args:
+        tidy: from `cells`.
+        rows: from `distances`.
+    """
+    head = ["method", "NFE", "distance", "at infinitely many images", "KID, 1e-3", "precision", "recall"]
+    lines = []
+    for row in tidy.to_dict("records"):
+        known = lambda key, text, of=row: "" if pd.isna(of[key]) else text.format(**of)  # noqa: E731
+        kid = "" if pd.isna(row["kid"]) else f"{1000 * row['kid']:.3f} ± {1000 * row['kid_error']:.3f}"
+        distance = f"{row['mean']:.3f}" + known("error", " ± {error:.3f}")
+        others = [known("corrected", "{corrected:.3f}"), kid]
+        others += [known("precision", "{precision:.3f}"), known("recall", "{recall:.3f}")]
+        lines.append([row["method"], str(row["nfe"]), distance, *others])
+    feature = FEATURES[tidy["features"].iloc[0]]
+    notes = [
+        f"All in the features of one network. Distance: {feature.title}, ± standard error over images. It falls as the "
+        "number of images grows, so it compares at equal numbers: 50,000 for a published FID. The next column takes "
+        "the bias out, by the line through it and the distances without each tenth of the images.",
+        "KID: squared maximum mean discrepancy, kernel (x y / d + 1)^3, unbiased at any number of images: mean of ten "
+        "groups ± its standard error; a thousand images are enough.",
+        "Precision: share of drawn images within the third neighbour's distance of a real one; recall: of real ones so "
+        "close to a drawn one. Both grow with the number of images; 10,000 are usual.",
+    ]
+    return "\n\n".join([markdown([head, *lines]), *notes]) + "\n"
+
+
 class Page:
     """Method by budget, with the best of each column marked and what a reader must know below.
 
     Args:
         tidy: from `cells`.
         rows: from `distances`.
+        left_out: from there: distances without each group of images.
         methods: settings of the methods.
         on_metric: tunings that learned the distance itself: their rows are marked, and never the best.
     """
@@ -81,6 +115,7 @@ class Page:
         self,
         tidy: pd.DataFrame,
         rows: pd.DataFrame,
+        left_out: pd.DataFrame,
         methods: Mapping[str, MethodSettings],
         on_metric: Collection[str] = (),
     ):
@@ -93,15 +128,27 @@ class Page:
         self.kimg, self.early = by_method["kimg"].first(), by_method["stopped_early"].any()
         self.usual = tidy["version"].mode()[0]
         self.rows = rows
+        self.comparisons = Comparisons(rows, left_out)
+        self.best = {int(nfe): self._not_worse(int(nfe)) for nfe in self.mean.columns}
+
+    def _not_worse(self, nfe: int) -> set[str]:
+        """Rows of a column that are not above its lowest by the test."""
+        known = self.judged[nfe].dropna()
+        if known.empty:
+            return set()
+        lowest = str(known.idxmin())
+        return {name for name in known.index if not self.comparisons.difference(name, lowest, nfe).is_above}
 
     def _entry(self, method: str, nfe: int, bold: str, plus_minus: str, dagger: str) -> str:
         cell = self.cell.get((method, nfe))
         if cell is None:
             return ""
         text = f"{cell['mean']:.2f}"
-        if cell["ranges"] > 1:
-            text += f"{plus_minus}{cell['std']:.2f}"
-        if method not in self.on_metric and cell["mean"] == self.judged[nfe].min():
+        if cell["seeds"] > 1:
+            text += f"{plus_minus}{cell['seed_error']:.2f}"
+        if not pd.isna(cell["error"]):
+            text += f" ({cell['error']:.2f})"
+        if method in self.best[nfe]:
             text = bold.format(text)
         return text + (dagger if cell["version"] != self.usual else "")
 
@@ -129,13 +176,25 @@ class Page:
 
     def _notes(self, plus_minus: str, dagger: str, early: str, section: str) -> list[str]:
         ranges = self.tidy.groupby("nfe")["ranges"].max()
-        several = ", ".join(f"{count} ranges at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
+        several = ", ".join(f"{count} at NFE {nfe}" for nfe, count in ranges.items() if count > 1)
+        seeds = self.tidy.groupby("method")["seeds"].max()
+        trained = ", ".join(f"{count} of {name}" for name, count in seeds.items() if count > 1)
+        known = self.tidy["error"].notna().any()
+        test = (
+            "bold: not worse than the lowest of its column by a one-sided t-test at 5 % on the noises that both share, "
+            "uncorrected for the number of rows"
+            if known
+            else "the best of each column is bold"
+        )
         notes = [
-            f"{FEATURES[self.tidy['features'].iloc[0]].title}: lower is better, the best of each column is bold. "
-            f"{self.tidy['images'].min()} images a seed range.",
-            f"Mean{plus_minus}standard deviation (N - 1) over {several}; one seed range elsewhere."
-            if several
-            else "One seed range a cell: no spread is known.",
+            f"{FEATURES[self.tidy['features'].iloc[0]].title}: lower is better; {test}. "
+            f"{self.tidy['images'].min()} images a seed range, one range{f', {several}' if several else ''}.",
+            f"Mean{plus_minus}standard error over training seeds: {trained}; one elsewhere."
+            if trained
+            else "One training a row: nothing is known of its spread over trainings.",
+            "In brackets: standard error over images, by leaving out groups of them."
+            if known
+            else "Nothing is known of the spread over images: no features were kept, and a range is one shard.",
             "kimg: thousands of images the row's network has seen since the base checkpoint.",
         ]
         if steps := self._last_steps():
@@ -148,9 +207,17 @@ class Page:
             notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.usual}.")
         if any(self.early[method] for method in self.methods):
             notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
+        if (floor := self._floor) is not None:
+            notes.append(f"As many images of the data are at {floor:.2f} from the rest of it: the floor of this table.")
         if self.on_metric:
             notes.append(f"{section} tuned in the features of this very distance: not comparable, and never the best.")
         return notes
+
+    @property
+    def _floor(self) -> float | None:
+        """Distance of real images to the rest of the data, where as many were drawn as a cell has."""
+        known = self.rows.reindex(columns=["floor"])["floor"].dropna()
+        return float(known.iloc[0]) if len(known) else None
 
     def _last_steps(self) -> list[str]:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
@@ -182,12 +249,17 @@ class Page:
                 value = self.mean[nfe][name]
                 before = self.mean[nfe][above] if above else float("nan")
                 text = "" if pd.isna(value) else f"{value:.2f}"
-                cells.append(text if pd.isna(value - before) else f"{text} ({value - before:+.2f})")
+                cells.append(text if pd.isna(value - before) else f"{text} ({self._change(name, above, int(nfe))})")
             rows.append([name, self._added(above, name), *cells])
         best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
-        lines = ["", "What each ingredient buys (change from the row above):", ""]
+        lines = ["", "What each ingredient buys (change from the row above, ± what holds it in 95 of 100 cases):", ""]
         return "\n".join([*lines, markdown(rows), ""])
+
+    def _change(self, name: str, above: str | None, nfe: int) -> str:
+        """A difference, on the ranges that both rows have, with its interval."""
+        found = self.comparisons.difference(name, above or name, nfe)
+        return f"{found.value:+.2f}" + ("" if pd.isna(found.interval) else f" ± {found.interval:.2f}")
 
     def _added(self, above: str | None, name: str) -> str:
         """Settings that are not those of the row above."""

@@ -10,6 +10,7 @@ from anisodiff.errors import naming
 from anisodiff.methods import Method, Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference
+from anisodiff.metrics.feature_networks import extractor
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.solvers.generation import batches, finished
 from anisodiff.storage.files import version, write_text
@@ -41,8 +42,8 @@ def node_distances(
         compute: where, and in which precision.
     """
     compute.begin()
-    sampler, truth = Sampler(method, compute), load_reference(reference, features.kind)
-    extract = frechet.extractor(*features, compute.device)
+    sampler, truth = Sampler(method, compute), load_reference(reference, features.kind).gaussian
+    extract = extractor(*features, compute.device)
     levels, step = sampler.solver(nfe, sampler.files.grid(nfe, [nfe]))
     above = int((levels.nodes > 0).all(2).all(1).sum())  # nodes where there is something to denoise
     evaluations: list[int] = []

@@ -4,12 +4,13 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from anisodiff.compute import CPU, Compute
@@ -20,6 +21,7 @@ from anisodiff.grids.levels import Levels
 from anisodiff.methods import Method, Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
+from anisodiff.metrics.feature_networks import Features, extractor
 from anisodiff.metrics.registry import FEATURES, FeatureFile
 from anisodiff.solvers.generation import generate
 from anisodiff.solvers.singlestep import Step
@@ -39,14 +41,15 @@ class Drawing:
         first: first seed.
         last: last seed, inclusive.
         batch: images at a time.
-        keep_images: write the images too, one of EDM's dataset zips beside each cell, numbered by their seeds.
+        keep: "statistics" of the features alone; "features" too; or "images" besides, one of EDM's dataset zips beside
+            each cell, numbered by their seeds.
     """
 
     nfes: Sequence[int]
     first: int
     last: int
     batch: int
-    keep_images: bool = False
+    keep: str = "statistics"
 
     @property
     def seeds(self) -> range:
@@ -70,7 +73,7 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
     """
     compute.begin()
     sampler = Sampler(method, compute)
-    extract = frechet.extractor(*features, compute.device)
+    extract = extractor(*features, compute.device)
     digests = sampler.digests | {features.file: digest(features.file)}
     cells, total = [], len(drawing.nfes) * len(drawing.seeds)
     bar = tqdm(total=total, desc=output.parent.name, unit="img", unit_scale=True, mininterval=5)
@@ -83,8 +86,8 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
         }  # fmt: skip
         key = fingerprint(settings, [digests[file] for file in inputs])
         cell = cell_of(output, nfe)
-        zipped = cell.with_suffix(".zip") if drawing.keep_images else None
-        if not _is_made(cell, key) or not (zipped is None or zipped.is_file()):
+        zipped = cell.with_suffix(".zip") if drawing.keep == "images" else None
+        if not _is_made(cell, key, drawing.keep) or not (zipped is None or zipped.is_file()):
             made = {"key": key, "environment": compute.environment()}
             made |= {"device_seconds": sampler.training_seconds(grid_file)}
             solver = sampler.solver(nfe, grid_file)
@@ -96,13 +99,13 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
     write_text(output, json.dumps(cells, indent=1) + "\n")
 
 
-def _is_made(cell: Path, key: str) -> bool:
-    """Whether a cell is there, whole, and of this key."""
+def _is_made(cell: Path, key: str, keep: str) -> bool:
+    """Whether a cell is there, whole, of this key, and with what is kept."""
     try:
-        metadata = read_cell(cell)[1]
-        return (
-            metadata["key"] == key and "environment" in metadata
-        )  # cells of version 0.1 do not say where they were made
+        made = read_cell(cell)
+        # cells of version 0.1 do not say where they were made
+        known = made.metadata["key"] == key and "environment" in made.metadata
+        return known and (keep == "statistics" or made.features is not None)
     except (StageError, KeyError):
         return False
 
@@ -110,7 +113,7 @@ def _is_made(cell: Path, key: str) -> bool:
 def _make_cell(
     sampler: Sampler,
     solver: tuple[Levels, Step],
-    extract: frechet.Features,
+    extract: Features,
     drawing: Drawing,
     files: tuple[Path, Path | None],
     metadata: Metadata,
@@ -119,7 +122,7 @@ def _make_cell(
     """Draw the images of a cell, and write their statistics and, where a second file is named, the images."""
     began = time.monotonic()
     (levels, step), (cell, zipped), name = solver, files, files[0].parents[1].name
-    statistics, preview, spent = None, [], 0
+    statistics, preview, spent, every = None, [], 0, []
     before, batches = sampler.denoiser.evaluations, 0
     kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped)
     with naming(name, TRAIN_AGAIN), kept as keep:
@@ -138,6 +141,7 @@ def _make_cell(
             found = extract(images)
             statistics = statistics or frechet.FeatureStatistics(found.shape[1])
             statistics.add(found)
+            every.append(found.to("cpu", torch.float32) if drawing.keep != "statistics" else found[:0].cpu())
             preview.append(images[: max(0, PREVIEW - spent)])
             spent += len(preview[-1])
             batches += 1
@@ -157,11 +161,14 @@ def _make_cell(
         "images_per_second": round(len(drawing.seeds) / seconds, 2),
         "last_step": [float(f"{sampler.path.mean_log(each.square()).mean().div(2).exp():.4g}") for each in last],
     }
-    checkpoints.save(cell, statistics.tensors() | {"preview": torch.cat(preview)}, metadata | made)
+    tensors = statistics.tensors() | {"preview": torch.cat(preview)}
+    if drawing.keep != "statistics":
+        tensors["features"] = torch.cat(every)
+    checkpoints.save(cell, tensors, metadata | made)
 
 
 def reference(
-    images: Path, features: FeatureFile, published: Path | None, output: Path, compute: Compute = CPU
+    images: Path, features: FeatureFile, published: Path | None, keep: int, output: Path, compute: Compute = CPU
 ) -> None:
     """The Gaussian that distances are measured to: published, or of all images of a folder.
 
@@ -169,32 +176,49 @@ def reference(
         images: made by the stage `images`.
         features: the feature network.
         published: npz of reference statistics; None takes those of the images.
+        keep: images, drawn at random, whose features are kept: at most half of them. Their distance to the rest of the
+            data is the floor of a table with as many images a cell.
         output: safetensors file.
         compute: where.
     """
     compute.begin()
     described = {"features": features.kind, "images": json.loads(image_sets.metadata_file(images).read_text())}
+    loaded = image_sets.load(images)
+    rest, few = (part.in_order() for part in loaded.split(min(keep, len(loaded) // 2)))
+    tensors, metadata = {"preview": loaded.pixels[:PREVIEW]}, {"features": features.kind, "floor": None}
+    kept = torch.cat(list(features_of(few, features, compute))) if len(few) else None
     if published is not None:
-        gaussian, described["published"] = load_reference(published, features.kind), published.name
+        gaussian, described["published"] = load_reference(published, features.kind).gaussian, published.name
     else:
-        gaussian = statistics_of(images, features, compute).gaussian
-    preview = image_sets.load(images).pixels[:PREVIEW]
-    metadata = provenance(described) | {"features": features.kind, "environment": compute.environment()}
-    checkpoints.save(output, gaussian.tensors() | {"preview": preview}, metadata)
+        statistics = statistics_of(features_of(rest, features, compute))
+        if kept is not None:
+            drawn = statistics_of([kept])
+            metadata["floor"] = frechet.distance(drawn.gaussian, statistics.gaussian) if len(kept) > 1 else None
+            statistics = drawn + statistics
+        gaussian = statistics.gaussian
+    metadata |= provenance(described) | {"environment": compute.environment()}
+    checkpoints.save(output, tensors | gaussian.tensors() | ({} if kept is None else {"features": kept}), metadata)
 
 
-def statistics_of(images: Path, features: FeatureFile, compute: Compute) -> frechet.FeatureStatistics:
-    """Feature statistics of all images of a folder."""
-    extract = frechet.extractor(*features, compute.device)
-    loaded, statistics = image_sets.load(images), None
-    with tqdm(total=len(loaded), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
-        for part, _ in loaded.parts():
-            found = extract(part)
-            statistics = statistics or frechet.FeatureStatistics(found.shape[1])
-            statistics.add(found)
+def features_of(images: image_sets.Images, features: FeatureFile, compute: Compute) -> Iterator[Tensor]:
+    """Features of images, a part `[B, D]` at a time, in float32 on the CPU."""
+    extract = extractor(*features, compute.device)
+    if not len(images):
+        raise StageError("images: there are none: make them again")
+    with tqdm(total=len(images), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
+        for part, _ in images.parts():
+            yield extract(part).to("cpu", torch.float32)
             bar.update(len(part))
+
+
+def statistics_of(parts: Iterable[Tensor]) -> frechet.FeatureStatistics:
+    """Statistics of features that come in parts, one or more."""
+    statistics = None
+    for part in parts:
+        statistics = statistics or frechet.FeatureStatistics(part.shape[1])
+        statistics.add(part)
     if statistics is None:
-        raise StageError(f"{images}: holds no images: make them again")
+        raise StageError("features: there are none")
     return statistics
 
 
@@ -217,10 +241,10 @@ def evaluate(
         compute: where.
     """
     compute.begin()
-    truth = load_reference(reference_file, features.kind)
+    truth = load_reference(reference_file, features.kind).gaussian
     with tempfile.TemporaryDirectory() as folder:
         sources.make_images(source, Path(folder) / "images", resolution, transform, compute.threads)
-        statistics = statistics_of(Path(folder) / "images", features, compute)
+        statistics = statistics_of(features_of(image_sets.load(Path(folder) / "images"), features, compute))
     value = frechet.distance(statistics.gaussian, truth)
     return {"metric": FEATURES[features.kind].title, "value": value, "images": statistics.count, "source": source}
 

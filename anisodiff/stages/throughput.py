@@ -15,7 +15,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.experiment.settings import ImageSpace, RunSettings, WarpSettings
 from anisodiff.experiment.settings.base import basis_of
 from anisodiff.methods import check_dataset, subspaces_of
-from anisodiff.metrics import frechet
+from anisodiff.metrics.feature_networks import extractor
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.paths.noise_path import edm_path
 from anisodiff.paths.splitting import split_path
@@ -72,7 +72,7 @@ def measure_throughput(
     with torch.no_grad():
         calls = _calls_per_second(lambda: denoiser.denoise(x, g, labels), compute.device, seconds)
     found["evaluations_per_second"] = calls * batch
-    extract = frechet.extractor(*features, compute.device)
+    extract = extractor(*features, compute.device)
     pixels = loaded.take(torch.arange(batch) % len(loaded))[0]
     with torch.no_grad():
         found["features_per_second"] = _calls_per_second(lambda: extract(pixels), compute.device, seconds) * batch

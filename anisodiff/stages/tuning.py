@@ -15,7 +15,7 @@ from anisodiff.experiment.settings import TuningSettings
 from anisodiff.grids.learned import CurveLevels, FreeLevels, curve_through, resampled
 from anisodiff.grids.levels import Levels, at
 from anisodiff.methods import Method, Sampler
-from anisodiff.metrics import frechet
+from anisodiff.metrics.feature_networks import extractor
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.objectives.tuning import ImageLoss, Pairs, feature_error, joined, squared_error, teacher_pairs
 from anisodiff.pixels import to_grey_scale
@@ -182,7 +182,7 @@ def _pairs(settings: TuningSettings, sampler: Sampler, file: Path) -> tuple[Pair
 
 
 def _feature_loss(features: FeatureFile, device: str) -> ImageLoss:
-    extract = frechet.extractor(*features, device)
+    extract = extractor(*features, device)
     return feature_error(lambda images: extract(to_grey_scale(images)))
 
 

@@ -17,6 +17,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment import files, planning
 from anisodiff.experiment.config import published_files, resolve
 from anisodiff.experiment.config_text import check_text
+from anisodiff.experiment.training_seeds import first_of, replicated
 from anisodiff.storage.files import write_text
 
 try:
@@ -26,7 +27,7 @@ try:
     CONFIG = resolve(config)
 except StageError as error:
     sys.exit(f"anisodiff: {error}")  # one line, on stderr in dry runs too
-DATASETS = CONFIG.datasets
+DATASETS = {name: replicated(dataset) for name, dataset in CONFIG.datasets.items()}
 FILES = {name: files.DatasetFiles(name, dataset) for name, dataset in DATASETS.items()}
 FETCHED = {files.fetched(url): {"url": url} | hashes for url, hashes in to_fetch(published_files(CONFIG)).items()}
 ENVIRONMENT = "../../envs/environment.yaml"
@@ -89,9 +90,9 @@ def settings_of(section, key, without=()):
 
 
 def entries_json(section):
-    """Function of the wildcards: the JSON of a section, whose order is kept: it is that of a table's rows."""
+    """Function of the wildcards: the JSON of a section as configured, in order: it is that of a table's rows."""
     return lambda wildcards: json.dumps(
-        {name: each.model_dump() for name, each in getattr(DATASETS[wildcards.dataset], section).items()}
+        {name: each.model_dump() for name, each in getattr(CONFIG.datasets[wildcards.dataset], section).items()}
     )
 
 
@@ -138,6 +139,12 @@ def reference_statistics(wildcards):
     """The published ones, where the configuration names any."""
     named = DATASETS[wildcards.dataset].reference
     return [] if named is None else files.fetched(named.url)
+
+
+def features_kept(wildcards):
+    """Images of the data whose features are kept: as many as a cell's, or none where cells keep none."""
+    sampling = DATASETS[wildcards.dataset].sampling
+    return 0 if sampling.keep == "statistics" else sampling.images
 
 
 def base_file(wildcards):
@@ -194,7 +201,7 @@ def warp_settings(wildcards):
     """The warp's own settings, with the number of steps of its budget where it is learned per budget."""
     warp = entry(wildcards, "warps", "warp")
     nfe = getattr(wildcards, "nfe", None)
-    return (warp.changed(steps=int(nfe) // 2) if nfe else warp).as_json()
+    return (warp.changed(steps=int(nfe) // 2) if nfe else warp).as_json(["seeds"])
 
 
 def method_inputs(dataset, name, nfes):

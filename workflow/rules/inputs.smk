@@ -78,7 +78,8 @@ rule reference:
         compute=compute_json(),
         kind=setting("features.kind"),
         published=lambda wildcards, input: option("published", input.published),
+        keep=features_kept,
     shell:
         "exec python -m anisodiff reference --images {input.images:q} --features {input.features:q}"
-        " --features-kind {params.kind:q} {params.published:q} --output {output:q} --compute {params.compute:q} --threads {threads}"
+        " --features-kind {params.kind:q} {params.published:q} --keep {params.keep} --output {output:q} --compute {params.compute:q} --threads {threads}"
         " >{log:q} 2>&1"

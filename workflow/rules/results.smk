@@ -7,7 +7,8 @@ rule distance:
         reference=files.REFERENCE,
         manifests=lambda wildcards: FILES[wildcards.dataset].manifests,
     output:
-        files.DISTANCES,
+        distances=files.DISTANCES,
+        left_out=files.LEFT_OUT,
     log:
         "results/{dataset}/logs/distance.log",
     conda:
@@ -19,7 +20,8 @@ rule distance:
         kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff distance --dataset {wildcards.dataset:q} --reference {input.reference:q}"
-        " --images {params.images} --features-kind {params.kind:q} --output {output:q} {input.manifests:q} >{log:q} 2>&1"
+        " --images {params.images} --features-kind {params.kind:q} --output {output.distances:q} --left-out {output.left_out:q}"
+        " {input.manifests:q} >{log:q} 2>&1"
 
 
 rule table:
@@ -30,10 +32,12 @@ rule table:
         lambda wildcards: sum(FILES[wildcards.dataset].likelihoods.values(), []),
         published_file,
         distances=files.DISTANCES,
+        left_out=files.LEFT_OUT,
     output:
         csv=files.TABLE,
         md=files.TABLE_PAGE,
         tex=files.TABLE_TEX,
+        metrics=files.METRICS_PAGE,
         cost=files.COST,
         cost_md=files.COST_PAGE,
     log:
@@ -50,7 +54,8 @@ rule table:
         published=lambda wildcards: figures(wildcards).published.as_json(),
         folder=subpath(output.csv, parent=True),
     shell:
-        "exec python -m anisodiff table --distances {input.distances:q} --methods {params.methods:q} --output {params.folder:q}"
+        "exec python -m anisodiff table --distances {input.distances:q} --left-out {input.left_out:q}"
+        " --methods {params.methods:q} --output {params.folder:q}"
         " {params.ladder:q} --searches {params.searches:q} --likelihoods {params.likelihoods:q}"
         " --tunings {params.tunings:q} --published {params.published:q} >{log:q} 2>&1"
 
@@ -84,7 +89,7 @@ rule publish:
     conda:
         ENVIRONMENT
     params:
-        settings=lambda wildcards: DATASETS[wildcards.dataset].as_json(),
+        settings=lambda wildcards: CONFIG.datasets[wildcards.dataset].as_json(),
         results=file_of(files.FOLDER),
         output=subpath(output[0], parent=True),
     shell:

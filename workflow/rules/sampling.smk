@@ -32,13 +32,13 @@ rule sample:
         nfe=lambda wildcards: option("nfe", budgets_at(wildcards)),
         grids=lambda wildcards, input: option("grid", input.grids),
         batch=setting("sampling.batch"),
-        keep=lambda wildcards: "--keep-images" if DATASETS[wildcards.dataset].sampling.keep == "images" else "",
+        keep=setting("sampling.keep"),
         kind=setting("features.kind"),
     shell:
         "exec python -m anisodiff sample --dataset {params.dataset:q} --method {params.method:q} {params.nfe:q}"
         " --first {wildcards.first} --last {wildcards.last} --batch {params.batch}"
         " --network {input.network:q} --path {input.path:q} {params.grids:q}"
-        " --features {input.features:q} --features-kind {params.kind:q} --output {output:q} {params.keep}"
+        " --features {input.features:q} --features-kind {params.kind:q} --output {output:q} --keep {params.keep}"
         " --compute {params.compute:q} --threads {threads} >{log:q} 2>&1"
 
 

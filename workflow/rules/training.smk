@@ -113,7 +113,7 @@ rule finetune:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=settings_of("runs", "run"),
+        settings=settings_of("runs", "run", without=["seeds"]),
         basis=basis_option,
     shell:
         "exec python -m anisodiff finetune --dataset {params.dataset:q} --settings {params.settings:q} --images {input.images:q}"
@@ -234,7 +234,7 @@ rule tune:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=settings_of("tunings", "tuning"),
+        settings=settings_of("tunings", "tuning", without=["seeds"]),
         method=lambda wildcards: DATASETS[wildcards.dataset]
         .methods[entry(wildcards, "tunings", "tuning").start]
         .as_json(["nfe"]),

@@ -95,9 +95,16 @@ def _unique(values: list[Any]) -> list[Any]:
 Whole = Annotated[int, BeforeValidator(whole_number)]
 Unique = AfterValidator(_unique)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+SEED_MARK = "@"  # between the name of an entry and the index of its training seed
+Named = Annotated[str, StringConstraints(pattern=rf"^[a-z][a-z0-9-]{{0,63}}({SEED_MARK}[1-9][0-9]{{0,2}})?$")]
 Seen = Annotated[str, StringConstraints(pattern=r"\S")]
 Digits = Annotated[str, StringConstraints(pattern=r"^[0-9]+$")]
 Budgets = Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), Unique]
+Seeds = Annotated[Whole, Field(ge=1, le=100)]
+SEEDS = (
+    "Trainings, with seed, seed + 1, ...: rows that depend on one are made for each, and tables show their mean and "
+    "its standard error. All numbers above 1 that meet in a row are the same."
+)
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from anisodiff.experiment.settings.base import Budgets, Digits, Name, OneOf, Section, Unique, Whole, key
+from anisodiff.experiment.settings.base import Budgets, Digits, Named, OneOf, Section, Unique, Whole, key
 from anisodiff.grids.registry import GRIDS
 from anisodiff.solvers.registry import SOLVERS
 
@@ -20,8 +20,8 @@ Positive = Annotated[float, Field(gt=0)]
 class SearchSettings(Section):
     """A search of levels (GITS): Euler steps between them stay close to a teacher's trajectory, for all budgets."""
 
-    network: Name = key("base or a run.")
-    path: Name = key("One of paths or a run.")
+    network: Named = key("base or a run.")
+    path: Named = key("One of paths or a run.")
     grid: Literal["karras", "path-time"] = key(
         "Fine grid that is searched: EDM's polynomial, or uniform in the path's time.", "karras"
     )
@@ -48,8 +48,8 @@ class SearchSettings(Section):
 class GeometrySettings(Section):
     """Shapes of a network's trajectories over a path, beside those of closed-form denoisers, as figures and a table."""
 
-    network: Name = key("base or a run.")
-    path: Name = key("One of paths or a run, shared by all classes.")
+    network: Named = key("base or a run.")
+    path: Named = key("One of paths or a run, shared by all classes.")
     images: Whole = key("Trajectories of the network.", 256, unit="trajectories", ge=2)
     shown: Whole = key(
         "Trajectories of the closed forms, and of the figures in three dimensions.",
@@ -73,8 +73,8 @@ class GeometrySettings(Section):
 class LikelihoodSettings(Section):
     """Likelihood of held-out images under a network over a path, beside the distance of every method of the two."""
 
-    network: Name = key("base or a run.")
-    path: Name = key("One of paths or a run, in a whole basis (none of principal subspaces).")
+    network: Named = key("base or a run.")
+    path: Named = key("One of paths or a run, in a whole basis (none of principal subspaces).")
     estimators: Annotated[list[Annotated[str, OneOf(("ode", "bound"))]], Field(min_length=1), Unique] = key(
         "ode is the density along the probability flow, of dequantised images; bound is a lower bound of the "
         "probability of grey levels.",
@@ -104,8 +104,8 @@ class LikelihoodSettings(Section):
 class MethodSettings(Section):
     """A row of the table, network x path x grid x solver."""
 
-    network: Name = key("base or a run.")
-    path: Name = key("One of paths or a run.")
+    network: Named = key("base or a run.")
+    path: Named = key("One of paths or a run.")
     grid: Annotated[str, OneOf(GRIDS)] = key(
         "Where the path is evaluated: EDM's polynomial, uniform in log sigma, in the time of the variance-preserving "
         "process, in the path's time, at times when its mean level is on EDM's polynomial, in its warped time, at "
@@ -141,6 +141,6 @@ class MethodSettings(Section):
         None,
         unit="pixel values",
     )
-    warp: Name | None = key("One of warps, for the grid warped.", None)
-    search: Name | None = key("One of searches, for the grid searched.", None)
-    tuning: Name | None = key("One of tunings, for the grid tuned, and the solver tuned with it.", None)
+    warp: Named | None = key("One of warps, for the grid warped.", None)
+    search: Named | None = key("One of searches, for the grid searched.", None)
+    tuning: Named | None = key("One of tunings, for the grid tuned, and the solver tuned with it.", None)

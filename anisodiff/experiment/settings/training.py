@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from anisodiff.experiment.settings.base import Name, OneOf, Section, Subspaces, Whole, key, whole_number
+from anisodiff.experiment.settings.base import SEEDS, Named, OneOf, Section, Seeds, Subspaces, Whole, key, whole_number
 from anisodiff.experiment.settings.paths import (
     C_UNIT,
     KNOTS,
@@ -112,8 +112,9 @@ class PretrainSettings(TrainingSettings):
 class RunSettings(TrainingSettings):
     """A training run. It makes a network and the path that the network was trained on, both under the run's name."""
 
-    start: Name = key("Network to start from, base or another run.")
-    path: Name = key("Path to start from, one of paths or another run.", "edm")
+    seeds: Seeds = key(SEEDS, 1, unit="trainings")
+    start: Named = key("Network to start from, base or another run.")
+    path: Named = key("Path to start from, one of paths or another run.", "edm")
     loss: Annotated[str, OneOf(LOSSES)] = key(
         "tlsm trains network and path; edm trains the network with EDM's loss and leaves the path."
     )
@@ -188,8 +189,9 @@ def _window_steps(value: Any) -> Any:
 class WarpSettings(TrainingSettings):
     """A learned time warp."""
 
-    network: Name = key("Network it is learned under, base or a run.")
-    path: Name = key("Path whose time is warped, one of paths or a run.")
+    seeds: Seeds = key(SEEDS, 1, unit="trainings")
+    network: Named = key("Network it is learned under, base or a run.")
+    path: Named = key("Path whose time is warped, one of paths or a run.")
     c: float = key(C, 0.5, unit=C_UNIT, gt=0)
     ema_kimg: float = key(
         "Half-life of the average that is saved of the warp's parameters; 0, as in the published code, saves the last "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from anisodiff.experiment.settings.base import Budgets, Name, Section, Unique, Whole, key
+from anisodiff.experiment.settings.base import SEEDS, Budgets, Named, Section, Seeds, Unique, Whole, key
 from anisodiff.experiment.settings.sources import FeaturesSettings
 
 OF_DCT = r"(?:luma:)?(whole|block|radial:[0-9]+)"
@@ -24,11 +24,11 @@ Bands = Annotated[str, BeforeValidator(_bands), WithJsonSchema({"type": "string"
 class TuningSettings(Section):
     """A tuned solver: levels, labels and weights of a method, learned for each budget under its frozen network."""
 
-    start: Name = key(
+    start: Named = key(
         "One of methods: its network, path, levels, solver (one that is linear in its values: ipndm, dpmpp, ...), afs "
         "and threshold are what every correction starts from."
     )
-    teacher: Name = key("One of methods, whose images are learned from.")
+    teacher: Named = key("One of methods, whose images are learned from.")
     teacher_nfe: Whole = key("Its budget, larger than all that are tuned.", 35, unit="evaluations", ge=2)
     nfe: Budgets = key("Budgets, in the order in which they are tuned.", unit="evaluations")
     learn: Annotated[list[Literal["levels", "labels", "coefficients"]], Field(min_length=1), Unique] = key(
@@ -62,5 +62,6 @@ class TuningSettings(Section):
     warm_up: Whole = key("Steps of the linear warm-up, under half a cosine.", 10, unit="steps", ge=0)
     learning_rate: float = key("Peak rate of Adam.", 0.02, gt=0)
     scale: float = key("Unit of the corrections of labels and coefficients.", 0.1, gt=0)
+    seeds: Seeds = key(SEEDS + " Each has pairs of its own.", 1, unit="trainings")
     seed: Whole = key("Number that the choice of pairs follows from.", 0, ge=0, le=1_000_000)
     save_seconds: float = key("Longest time between two saves of the resume state.", 120.0, unit="seconds", gt=0)

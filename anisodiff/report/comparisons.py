@@ -1,0 +1,104 @@
+"""Whether one row of a table is better than another: differences on shared noises, with their errors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from anisodiff.metrics.spread import error
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between two means, with what is known of its error.
+
+    Attributes:
+        value: first less second.
+        error: standard error; NaN where nothing is known of it.
+        freedom: its degrees of freedom (Welch and Satterthwaite).
+    """
+
+    value: float
+    error: float
+    freedom: float
+
+    @property
+    def interval(self) -> float:
+        """Half-width of the interval that holds the difference in 95 of 100 cases; NaN where the error is."""
+        return float(stats.t.ppf(1 - LEVEL / 2, self.freedom) * self.error)
+
+    @property
+    def is_above(self) -> bool:
+        """Whether the first is larger by a one-sided t-test at 5 %; where no error is known, whether it is at all."""
+        if np.isnan(self.error):
+            return self.value > 0
+        return bool(self.value > stats.t.ppf(1 - LEVEL, self.freedom) * self.error)
+
+
+class Comparisons:
+    """Differences between rows of a table at one budget.
+
+    Two rows draw their images from the same noises, and a group of noises is left out of both at once: what both owe to
+    the noises drops out of the difference, and its jackknife error is of what is left. Where rows are trained several
+    times, the spread of their difference over training seeds adds to its variance, of pairs of equal index where both
+    are. A row that was trained once is taken as it is: nothing is known of another training of it.
+
+    Args:
+        rows: from `distances`.
+        left_out: from there: distances without each group of images.
+    """
+
+    def __init__(self, rows: pd.DataFrame, left_out: pd.DataFrame):
+        seeds = rows["training_seed"].fillna(0) if "training_seed" in rows else 0
+        rows = rows.assign(training_seed=seeds)
+        self._ranges = {key: each for key, each in rows.groupby(["method", "nfe"])}
+        self._groups = {key: each for key, each in left_out.groupby(["method", "nfe"])}
+
+    def difference(self, first: str, second: str, nfe: int) -> Difference:
+        """How much larger the distance of one row is than another's.
+
+        Args:
+            first: method.
+            second: method.
+            nfe: a budget that both have.
+        """
+        a, b = (self._ranges[name, nfe] for name in (first, second))
+        shared = sorted(set(a["range"]) & set(b["range"]))
+        a, b = (each[each["range"].isin(shared)].groupby("training_seed")["distance"].mean() for each in (a, b))
+        parts = [part for part in (self._of_images(first, second, nfe, shared), *_of_trainings(a, b)) if part]
+        value = float(a.mean() - b.mean())
+        if not parts or first == second:
+            return Difference(value, np.nan, np.nan)
+        variance = sum(part for part, _ in parts)
+        freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts) if variance > 0 else 1.0
+        return Difference(value, float(np.sqrt(variance)), float(freedom))
+
+    def _of_images(self, first: str, second: str, nfe: int, shared: list[int]) -> tuple[float, float] | None:
+        """Variance of the difference over images, and its degrees of freedom; None where nothing is known of it."""
+        if not {(first, nfe), (second, nfe)} <= self._groups.keys():
+            return None
+        means = [self._groups[name, nfe].groupby(["range", "group"])["distance"].mean() for name in (first, second)]
+        apart = (means[0] - means[1]).dropna()
+        found = [apart[number].to_numpy() for number in shared if number in apart.index]
+        if len(found) < len(shared) or min(map(len, found), default=0) < 2:
+            return None
+        return sum(error(each) ** 2 for each in found) / len(found) ** 2, float(sum(len(each) - 1 for each in found))
+
+
+def _of_trainings(a: pd.Series, b: pd.Series) -> list[tuple[float, float]]:
+    """Variances of a difference over training seeds, with their degrees of freedom.
+
+    Args:
+        a: mean of each training seed.
+        b: of the other row.
+    """
+    if len(a) > 1 and a.index.equals(b.index):
+        return [_of_mean(a - b)]
+    return [_of_mean(each) for each in (a, b) if len(each) > 1]
+
+
+def _of_mean(values: pd.Series) -> tuple[float, float]:
+    return float(values.var() / len(values)), len(values) - 1.0
