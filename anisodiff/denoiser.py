@@ -30,18 +30,30 @@ class Denoiser(nn.Module):
         self.network, self.path, self.sigma_data, self.body = network, path, sigma_data, body
         self.evaluations = 0
 
-    def _raw(self, path: NoisePath | BatchPath, z: Tensor, g: Tensor, labels: Tensor | None) -> Tensor:
+    def _raw(
+        self,
+        path: NoisePath | BatchPath,
+        z: Tensor,
+        g: Tensor,
+        labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
         """Coefficients of F's output."""
         self.evaluations += 1
         basis = path.subspaces.detached()
         x_in = basis.to_pixels(path.scale(z, (g + self.sigma_data**2).rsqrt()))
+        told = (labels,) if augment_labels is None else (labels, augment_labels)
         noise_label = (path.mean_log(g) / 8).to(z.dtype).expand(len(z))
         with torch.autocast(z.device.type, self.body, enabled=self.body != torch.float32):
-            raw = self.network(x_in, noise_label, labels)
+            raw = self.network(x_in, noise_label, *told)
         return basis.from_pixels(raw.to(z.dtype))
 
     def flow(
-        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "#b j"], labels: Float[Tensor, "b k"] | None = None
+        self,
+        z: Float[Tensor, "b c h w"],
+        g: Float[Tensor, "#b j"],
+        labels: Float[Tensor, "b k"] | None = None,
+        augment_labels: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """`M^{1/2} score = -eps_hat`, without the cancellation in `D - x` (paper, Eq. 4).
 
@@ -49,10 +61,11 @@ class Denoiser(nn.Module):
             z: noisy coefficients.
             g: variance in each subspace.
             labels: one-hot classes.
+            augment_labels: what the network is told of an augmentation of its images; None is that there is none.
         """
         s, path = self.sigma_data, self.path.for_labels(labels)
         g = g.to(torch.promote_types(z.dtype, torch.float32))
-        raw = self._raw(path, z, g, labels)
+        raw = self._raw(path, z, g, labels, augment_labels)
         return path.scale(raw, s * (g + s**2).rsqrt()) - path.scale(z, g.sqrt() / (g + s**2))
 
     def denoise(

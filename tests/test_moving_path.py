@@ -68,7 +68,7 @@ class PixelMixture(Exact):
             at = y if y.requires_grad else y.detach().requires_grad_()
             return torch.autograd.grad(self.log_density(at, m).sum(), at, create_graph=True)[0]
 
-    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
+    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None) -> Tensor:
         basis = self.path.subspaces.detached()
         m = function(NoisePath(basis, self.path.schedule), g).detach()
         score = self.score(basis.to_pixels(z).flatten(1), m).reshape(z.shape)
@@ -342,7 +342,7 @@ class AtPoint(Exact):
         super().__init__(path)
         self.point = point
 
-    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
+    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None) -> Tensor:
         return self.path.scale(self.point - z, g.rsqrt())
 
 
@@ -376,7 +376,7 @@ class LinearFlow(Exact):
         super().__init__(path)
         self.variances = variances
 
-    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None) -> Tensor:
+    def flow(self, z: Tensor, g: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None) -> Tensor:
         m = g[:, self.path.subspaces.index]
         return -m.sqrt() * z / (self.variances + m)
 

@@ -22,7 +22,8 @@ from anisodiff.experiment.settings import RunSettings
 from anisodiff.methods import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
-from anisodiff.training.jobs import BatchSampler, _heldout_guard, plan_of
+from anisodiff.training import image_guard
+from anisodiff.training.jobs import BatchSampler, _heldout_loss
 from anisodiff.training.loop import EarlyStop, ResumeStore, TrainingPlan, TrainingState, _lines_to, train
 
 
@@ -232,9 +233,24 @@ def test_the_guard_measures_the_files_that_are_written_and_changes_nothing(start
         made.append(weights(folder))
         last = json.loads((folder / "network.jsonl").read_text().splitlines()[-1])
         saved, _ = read_denoiser(*outputs, SPACE, CPU)
-        guard = _heldout_guard(saved, BatchSampler(SPACE, start[2], "cpu"), settings, plan_of(settings))
-        assert last["heldout"] == pytest.approx(guard.loss(), rel=1e-5)
+        loss = _heldout_loss(saved, BatchSampler(SPACE, start[2], "cpu"), settings)
+        assert last["heldout"] == pytest.approx(loss(), rel=1e-5)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_a_run_ends_with_the_path_whose_images_are_best(start, tmp_path):
+    settings = RUN.changed(guard="images", guard_images=16, guard_kimg=0.32, path_learning_rate=0.3, ramp_kimg=0.0)
+    outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
+    finetuning.finetune(SPACE, settings, inputs_of(start), *outputs)
+    records = [json.loads(line) for line in (tmp_path / "network.jsonl").read_text().splitlines()]
+    checked = [record["heldout"] for record in records if "heldout" in record]
+    teacher, _ = read_denoiser(*start[:2], SPACE, CPU)
+    saved, _ = read_denoiser(*outputs, SPACE, CPU)
+    truth = image_guard._drawn(teacher, 16, image_guard.TEACHER_NFE, "cpu")
+    error = float((image_guard._drawn(saved, 16, 5, "cpu") - truth).square().flatten(1).sum(1).mean())
+    assert error <= min(checked) * (1 + 1e-5)
+    assert error < checked[-1]  # the last state is not the best
+    assert image_guard.image_error(teacher, 16, image_guard.TEACHER_NFE, "cpu")() == 0
 
 
 def test_rates_ramp_hold_and_halve():

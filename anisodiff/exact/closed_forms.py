@@ -48,7 +48,11 @@ class ClosedForm(Denoiser):
         return self.estimate(z.to(torch.float64), g.to(torch.float64), labels).to(z.dtype)
 
     def flow(
-        self, z: Float[Tensor, "b c h w"], g: Float[Tensor, "1 j"], labels: Float[Tensor, "b k"] | None = None
+        self,
+        z: Float[Tensor, "b c h w"],
+        g: Float[Tensor, "1 j"],
+        labels: Float[Tensor, "b k"] | None = None,
+        augment_labels: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         exact = z.to(torch.float64)
         return self.path.scale(self.denoise(exact, g, labels) - exact, g.rsqrt()).to(z.dtype)

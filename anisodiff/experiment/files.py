@@ -238,6 +238,10 @@ class DatasetFiles:
             convergence={
                 name: self.of(CONVERGENCE, method=name, nfe=count) for name, count in settings.convergence.items()
             },
+            trained={
+                series: {name: self.path(settings.methods[name].path) for name in names}
+                for series, names in settings.plots.trained.items()
+            },
             published=PublishedValues(file=published, methods=settings.plots.published),
             grid_nfe=nfe,
             reference=self.of(REFERENCE),

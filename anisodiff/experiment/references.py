@@ -111,6 +111,11 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         _check_method(where, name, method, budgets(dataset, name), searches.get(method.search or ""))
     for name in dataset.plots.strip_methods or []:
         check("plots.strip_methods", name, set(methods))
+    for series, names in dataset.plots.trained.items():
+        for name in names:
+            check(f"plots.trained.{series}", name, set(methods))
+            if methods[name].path not in runs:
+                raise StageError(f"{where}.plots.trained.{series}: the path of {name!r} is not trained: leave it out")
     for name in dataset.ladder:
         check("ladder", name, set(methods))
     for name, nfe in dataset.convergence.items():
@@ -202,6 +207,8 @@ def _check_micro_batch(where: str, settings: TrainingSettings) -> None:
 def _check_forward_process(where: str, run: RunSettings) -> None:
     """That what a run learns of the forward process has a gradient, and something that holds it."""
     learns = LOSSES[run.loss].learns_path
+    if run.guard == "images" and not learns:
+        raise StageError(f"{where}.guard: nothing is watched where the path is left as it is: take loss tlsm")
     if run.learn_basis and not (learns and turns(run.subspaces)):
         raise StageError(f"{where}.learn_basis: takes loss tlsm and subspaces separable:J or dense:J: set them")
     if run.learn_basis and str(run.subspaces).endswith(":1"):

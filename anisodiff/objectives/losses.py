@@ -24,6 +24,7 @@ def edm_loss(
     eps: Float[Tensor, "b c h w"],
     sigma: Float[Tensor, " b"],
     labels: Float[Tensor, "b k"] | None = None,
+    augment_labels: Float[Tensor, "b a"] | None = None,
 ) -> Float[Tensor, " b"]:
     """EDM's loss (arXiv:2206.00364, Table 1), isotropic: `(sigma^2 + s^2) / (sigma s)^2 ||D(x_t) - x0||^2`.
 
@@ -33,12 +34,13 @@ def edm_loss(
         eps: standard normal noise.
         sigma: standard deviation for each image; EDM draws `exp(-1.2 + 1.2 N(0, 1))`.
         labels: one-hot classes.
+        augment_labels: what the network is told of the images' augmentation.
     """
     path = denoiser.path.for_labels(labels)
     g = sigma.square()[:, None].expand(-1, path.subspaces.count)
     basis = path.subspaces.detached()
     eps = basis.from_pixels(eps)
-    flow = denoiser.flow(basis.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels)
+    flow = denoiser.flow(basis.from_pixels(x0) + path.scale(eps, g.sqrt()), g, labels, augment_labels)
     weight = (sigma.square() + denoiser.sigma_data**2) / denoiser.sigma_data**2
     return weight * (flow + eps).square().flatten(1).sum(1)
 

@@ -38,6 +38,12 @@ FIGURES = {
         "were measured. Colour is the path, marker the solver; values that others published are grey. Lower is better "
         "on both axes.",
     ),
+    "against-kimg": Caption(
+        "{dataset}: what training a path longer does",
+        "Distance at each budget against the images that the path has seen since the base network, with bars of one "
+        "standard error over images, and over training seeds where there are several; right the loss that training "
+        "lowers, on held-out images. Colour, line and marker are the budget here.",
+    ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",
         "Beside images of the data. The same place in every panel has the same noise.",

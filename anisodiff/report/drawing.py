@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib import ticker
@@ -173,6 +174,12 @@ def distance_axis(axes: Axes, features: str, across: bool = False) -> None:
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_label_text(FEATURES[features].title.replace(", ", ",\n"))
+
+
+def standard_errors(rows: pd.DataFrame) -> pd.Series:
+    """Standard errors of cells over images and training seeds together; 0 where nothing is known of them."""
+    parts = rows.reindex(columns=["error", "seed_error"]).astype(float)
+    return parts.fillna(0).pow(2).sum(axis=1).pow(0.5)
 
 
 def show(

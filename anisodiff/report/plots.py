@@ -17,7 +17,7 @@ from torch import Tensor
 from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.subspaces import dct_matrix
-from anisodiff.report import geometry_figures
+from anisodiff.report import geometry_figures, training_figures
 from anisodiff.report.drawing import (
     DASHES,
     MARKERS,
@@ -29,6 +29,7 @@ from anisodiff.report.drawing import (
     save,
     show,
     spread,
+    standard_errors,
     tiled,
 )  # fmt: skip
 from anisodiff.report.likelihood_table import bits_columns
@@ -70,6 +71,8 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         figures["denoising-strips"] = lambda: denoising_strips(settings.strips, look)
     if settings.geometry:
         figures |= geometry_figures.figures(settings.geometry)
+    if settings.trained:
+        figures["against-kimg"] = lambda: training_figures.against_kimg(tidy, settings.trained)
     if settings.convergence:
         figures["convergence"] = lambda: geometry_figures.convergence(settings.convergence, look)
     save(figures, settings.dataset, output)
@@ -211,12 +214,6 @@ def _name_at_end(axes: Axes, name: str, end: tuple[float, float], place: float, 
     )  # fmt: skip
     axes.plot([1.03, 1.06, 1.09], [place] * 3, transform=beside, clip_on=False, markevery=[1], **LINE, **look)
     axes.annotate(name, xy=(1.1, place), xycoords=beside, color=look["color"], va="center", annotation_clip=False)
-
-
-def standard_errors(rows: pd.DataFrame) -> pd.Series:
-    """Standard errors of cells over images and training seeds together; 0 where nothing is known of them."""
-    parts = rows.reindex(columns=["error", "seed_error"]).astype(float)
-    return parts.fillna(0).pow(2).sum(axis=1).pow(0.5)
 
 
 def _line(axes: Axes, tidy: pd.DataFrame, name: str, look: Look, label: str | None = None) -> tuple[float, float]:

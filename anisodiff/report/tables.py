@@ -206,7 +206,9 @@ class Page:
         if (self.tidy["version"] != self.usual).any():
             notes.append(f"{dagger} made by, or from networks made by, another version of the code than {self.usual}.")
         if any(self.early[method] for method in self.methods):
-            notes.append(f"{early} training was stopped early: its held-out loss rose; the last good state is used.")
+            notes.append(
+                f"{early} stopped early: the held-out loss, or the error of its images, rose; the best state is used."
+            )
         if (floor := self._floor) is not None:
             notes.append(f"As many images of the data are at {floor:.2f} from the rest of it: the floor of this table.")
         if self.on_metric:

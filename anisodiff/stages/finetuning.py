@@ -7,6 +7,7 @@ import torch
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.data import image_sets
+from anisodiff.data.augmentation import LABELS
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
 from anisodiff.methods import check_dataset, subspaces_of
@@ -55,12 +56,15 @@ def pretrain(space: ImageSpace, settings: PretrainSettings, images: Path, output
         compute: where, and in which precision.
     """
     compute = compute.begin()
-    batches = BatchSampler(space, images, compute.device)
+    batches = BatchSampler(space, images, compute.device, settings.augment)
     torch.manual_seed(settings.seed)
     channels, size, _ = batches.shape
     image = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
     network = build(
-        label_dim=batches.images.classes if space.class_conditional else 0, **image, **settings.network.arguments()
+        label_dim=batches.images.classes if space.class_conditional else 0,
+        augment_dim=LABELS if settings.augment else 0,
+        **image,
+        **settings.network.arguments(),
     )
     path = edm_path(size)
     _train_network(space, settings, network, path, batches, [image_sets.metadata_file(images)], output, None, compute)
@@ -129,6 +133,7 @@ def _train_network(
             since_base["device_seconds"] = headers[0].get("device_seconds", 0.0) + spent
         metadata = provenance({"dataset": space, "run": settings, "compute": asdict(compute)}, list(headers))
         metadata |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
+        metadata |= {"heldout": training.heldout}  # step and loss of every check
         metadata |= {"stopped_early": training.stopped_early, "environment": compute.environment()}
         if output_path is not None:
             checkpoints.save_path(output_path, saved_path(training, path), **metadata)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anisodiff import pixels
 from anisodiff.compute import Compute
 from anisodiff.data import image_sets
+from anisodiff.data.augmentation import augmentation_labels, augmented, draw_augmentation
 from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
@@ -23,6 +24,7 @@ from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.storage.files import Metadata
 from anisodiff.training import loop, parallel
+from anisodiff.training.image_guard import image_error
 from anisodiff.training.loop import Batch, EarlyStop, TrainingPlan, TrainingState, train
 
 
@@ -69,9 +71,11 @@ class BatchSampler:
         space: what the dataset says of its images.
         folder: of the training images.
         device: where batches are used.
+        augment: probability of each of EDM's augmentations; 0 for none.
     """
 
-    def __init__(self, space: ImageSpace, folder: Path, device: str):
+    def __init__(self, space: ImageSpace, folder: Path, device: str, augment: float = 0.0):
+        self.augment = augment
         self.images, self.heldout = image_sets.load(folder).split(space.heldout)
         self.flips, self.use_labels, self.device = space.flips, space.class_conditional, device
         if self.use_labels and not self.images.classes:
@@ -90,8 +94,11 @@ class BatchSampler:
         return len(self.heldout)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Images in uint8, and labels where the network has them."""
-        return self._shown(*self.images.batch(count, generator, self.flips))
+        """Images in uint8, labels where the network has them, parameters of their augmentation where there is one."""
+        drawn = self._shown(*self.images.batch(count, generator, self.flips and not self.augment))
+        if self.augment:
+            drawn["augmentation"] = draw_augmentation(count, self.augment, generator)
+        return drawn
 
     def fixed(self, index: Tensor) -> Batch:
         """Held-out images by their place."""
@@ -101,9 +108,12 @@ class BatchSampler:
         return {"images": images} | ({"labels": labels} if self.use_labels else {})
 
     def moved(self, drawn: Batch) -> Batch:
-        """Move a batch to the device, its images as `x0` in [-1, 1]."""
+        """Move a batch to the device, its images, augmented where they are to be, as `x0` in [-1, 1]."""
         there = {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
-        return {"x0": pixels.to_unit(there.pop("images")), **there}
+        x0, parameters = pixels.to_unit(there.pop("images")), there.pop("augmentation", None)
+        if parameters is None:
+            return {"x0": x0, **there}
+        return {"x0": augmented(x0, parameters), "augment_labels": augmentation_labels(parameters), **there}
 
 
 @dataclass
@@ -205,7 +215,7 @@ def network_work(
     guard = None
     if run:
         averaged = Denoiser(saved_network(training), saved_path(training, path), space.sigma_data, compute.body)
-        guard = _heldout_guard(averaged, batches, run, schedule)
+        guard = _guard(averaged, batches, run, schedule, compute.device)
     records = train(training, schedule, partial(draw_tlsm, run) if run else draw_edm, mean_loss, guard)
     return TrainingJob(training, schedule, records, path)
 
@@ -231,8 +241,19 @@ def _kinetic(denoiser: Denoiser, drawn: Batch, probe: Tensor, factors: list[floa
     return factors[0] * energy.mean() + factors[1] * slope.mean()
 
 
-def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: RunSettings, schedule: TrainingPlan) -> EarlyStop:
-    """Watch TLSM's loss of what would be saved on fixed held-out images, at stratified times with fixed noise.
+def _guard(
+    denoiser: Denoiser, batches: Batches, settings: RunSettings, schedule: TrainingPlan, device: str
+) -> EarlyStop:
+    """Watch what would be saved: its loss on held-out images, or the error of its few-step images."""
+    every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
+    if settings.guard == "images":
+        error = image_error(denoiser, settings.guard_images, settings.guard_nfe, device)
+        return EarlyStop(error, every, settings.guard_tolerance, keep_best=True)
+    return EarlyStop(_heldout_loss(denoiser, batches, settings), every, settings.guard_tolerance)
+
+
+def _heldout_loss(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
+    """TLSM's loss on fixed held-out images, at stratified times with fixed noise.
 
     A rise means that the path has run away from what the network knows.
     """
@@ -249,8 +270,7 @@ def _heldout_guard(denoiser: Denoiser, batches: Batches, settings: RunSettings, 
         with torch.no_grad():
             return float(tlsm_loss(denoiser, c=settings.c, through_level=False, weight=settings.weight, **fixed).mean())
 
-    every = max(1, round(settings.guard_kimg * 1000 / schedule.batch))
-    return EarlyStop(loss, every, settings.guard_tolerance)
+    return loss
 
 
 def warp_work(

@@ -98,17 +98,19 @@ class TrainingPlan:
 
 @dataclass
 class EarlyStop:
-    """Stops a run whose loss on fixed held-out data rises, and goes back to the last good state.
+    """Stops a run whose loss on fixed held-out data rises, and goes back to its best state.
 
     Attributes:
-        loss: the held-out loss of what would be saved now: the averages.
+        loss: the held-out loss of what would be saved now, the averages; or another error of it.
         every: steps between checks; there is one more at the end of the run.
         tolerance: relative rise over the best that is still good.
+        keep_best: at the end of the run too, go back to the best state.
     """
 
     loss: Callable[[], float]
     every: int
     tolerance: float
+    keep_best: bool = False
     best: float = math.inf
 
 
@@ -276,6 +278,8 @@ def train(
         training.step += 1
         if guard is not None and training.step == schedule.steps:
             _check(training, guard)
+            if guard.keep_best:
+                training.restore(training.good)
         training.losses.append(float(value))
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:

@@ -247,6 +247,7 @@ def figure_inputs(wildcards):
         *shown.strips.values(),
         *shown.geometry.values(),
         *shown.convergence.values(),
+        *(file for each in shown.trained.values() for file in each.values()),
         *published_file(wildcards),
     ]
 

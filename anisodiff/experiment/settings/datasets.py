@@ -80,6 +80,10 @@ class PlotsSettings(Section):
         "per dimension stand below the dataset's own.",
         [],
     )
+    trained: dict[str, Annotated[list[Name], Field(min_length=2), Unique]] = section(
+        "Methods that differ in how long their path was trained, by the name of a panel: distance and held-out loss "
+        "against the images seen."
+    )
     grid_nfe: Whole | None = key(
         "Budget of the strips and sample grids; null takes the smallest.", None, unit="evaluations"
     )

@@ -22,6 +22,7 @@ class FigureSettings(Section):
     strips: dict[str, str] = key("Files of the trajectories that are shown as strips, by method.")
     geometry: dict[str, str] = key("Files of the shapes of trajectories, by name.")
     convergence: dict[str, str] = key("Files of distances from node to node, by method.")
+    trained: dict[str, dict[str, str]] = key("Files of the paths of methods that differ in training, by series.")
     published: PublishedValues = key("Published values behind the dataset's own.")
     grid_nfe: int = key("Budget of the sample grids.", unit="evaluations")
     reference: str = key("Feature statistics of the data, with some of its images.")

@@ -106,6 +106,13 @@ class NetworkSettings(Section):
 class PretrainSettings(TrainingSettings):
     """Recipe of the base network, made again by the target `pretrain_<dataset>`."""
 
+    augment: float = key(
+        "Probability of each of EDM's augmentations, of which the network is told: 0.12 for its CIFAR-10, 0.15 for its "
+        "AFHQv2 and FFHQ; every other image is mirrored then, so flips are turned off. 0 augments nothing.",
+        0.0,
+        ge=0,
+        le=1,
+    )
     network: NetworkSettings = key("Architecture of the U-Net.")
 
 
@@ -168,14 +175,22 @@ class RunSettings(TrainingSettings):
         unit="planes",
         ge=0,
     )
+    guard: Literal["loss", "images"] = key(
+        "What decides where a run ends: the held-out loss, whose rise stops it; or the error of images in few steps of "
+        "the midpoint, uniform in the path's time, to those of the run's start in 35 evaluations from the same noise: "
+        "the run ends with the state of the least error. The path of least loss is not that of least error.",
+        "loss",
+    )
+    guard_nfe: Whole = key("Evaluations of these images.", 5, unit="evaluations", ge=3)
+    guard_images: Whole = key("Noises of these images.", 256, unit="images", ge=1)
     guard_kimg: float = key(
-        "Images between two checks of the held-out loss of what would be saved; the end of the run is checked too.",
+        "Images between two checks of what would be saved; the end of the run is checked too.",
         50.0,
         unit=KIMG,
         gt=0,
     )
     guard_tolerance: float = key(
-        "Relative rise of the held-out loss over its best at which a run is stopped and goes back.", 0.1, ge=0
+        "Relative rise over the best check at which a run is stopped and goes back to it.", 0.1, ge=0
     )
 
 
