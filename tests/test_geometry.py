@@ -119,6 +119,23 @@ def test_trajectories_have_their_denoising_trajectory(images):
     assert torch.allclose(found.denoised[7], model.denoise(found.states[7], fine.nodes[7].square()), atol=1e-9)
 
 
+def test_data_in_one_point_bow_by_their_path_alone(images):
+    path, point = unequal_path(), Images(images.pixels[:1], images.labels[:1], 1)
+    fine, _ = at_mean_levels(path, 20, 0.15, 5.0)
+    states = record_trajectory(KernelDenoiser(path, point), draw(4, 1, SIDE, SIDE), fine, None, euler).states
+    raw = geometry.shape(states.flatten(2)).deviation
+    free = geometry.shape(geometry.without_kinematics(states, fine.nodes, path).flatten(2)).deviation
+    assert raw.max() > 0.1
+    assert free.max() < 1e-9
+
+
+def test_an_isotropic_path_has_no_bow_of_its_own(images):
+    path = edm_path(SIDE)
+    fine, _ = at_mean_levels(path, 20, 0.15, 5.0)
+    states = record_trajectory(KernelDenoiser(path, images), draw(4, 1, SIDE, SIDE), fine, None, euler).states
+    assert torch.allclose(geometry.without_kinematics(states, fine.nodes, path), states, atol=1e-9)
+
+
 # Propositions 1 to 4
 
 

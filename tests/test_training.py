@@ -23,7 +23,7 @@ from anisodiff.methods import read_denoiser
 from anisodiff.stages import finetuning
 from anisodiff.storage import checkpoints
 from anisodiff.training import image_guard
-from anisodiff.training.jobs import BatchSampler, _heldout_loss
+from anisodiff.training.jobs import BatchSampler, _heldout_loss, plan_of
 from anisodiff.training.loop import EarlyStop, ResumeStore, TrainingPlan, TrainingState, _lines_to, train
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anisodiff.grids.gits import from_chord
+from anisodiff.paths.noise_path import NoisePath
 
 # whose trajectories are measured, in this order
 DENOISERS: tuple[str, ...] = ("network", "kernel", "gaussian", "mixture")
@@ -64,6 +65,34 @@ def shape(points: Float[Tensor, "n b d"]) -> Shape:
         torch.cat([along[..., None], coordinates[..., :2]], dim=2),
         directions,
     )
+
+
+def without_kinematics(
+    states: Float[Tensor, "n b c h w"], levels: Float[Tensor, "n 1 j"], path: NoisePath
+) -> Float[Tensor, "n b c h w"]:
+    """Trajectories less the bow that their path makes of itself, whatever the data.
+
+    Were all data one point a, a trajectory would be `a + M_t^{1/2} M_T^{-1/2} (x_T - a)`: a straight line where all
+    subspaces fall together, bent where they do not. The curve of this kind between a trajectory's ends is taken from
+    it, and their chord put in its place, at the path's geometric-mean level: on an isotropic path nothing changes.
+
+    Args:
+        states: coefficients at every node.
+        levels: standard deviations there.
+        path: whose coefficients they are.
+    """
+    first, last = states[0].to(torch.float64), states[-1].to(torch.float64)
+    levels = levels.to(torch.float64)
+    shares = levels / levels[0]
+    mean = path.mean_log(levels[:, 0].square()).div(2).exp()
+    even = (mean / mean[0])[:, None, None].expand_as(shares)
+
+    def curve(falls: Tensor) -> Tensor:
+        ends = falls[-1]
+        point = path.scale(last - path.scale(first, ends), 1 / (1 - ends))
+        return torch.stack([point + path.scale(first - point, share) for share in falls])
+
+    return states.to(torch.float64) - curve(shares) + curve(even)
 
 
 def _principal(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,9 @@ FIGURES = {
     ),
     "geometry-deviation": Caption(
         "{dataset}: how far trajectories leave the straight line between their ends",
-        f"Left the distance from that chord, right the distance to the trajectory's last point. {SHAPES}",
+        "Left the distance from that chord; in the middle without the bow that the path alone makes between the same "
+        "ends, were all data one point: none where all subspaces fall together; right the distance to the trajectory's "
+        f"last point. {SHAPES}",
     ),
     "geometry-projections": Caption(
         "{dataset}: how few directions hold a trajectory",

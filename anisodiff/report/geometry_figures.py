@@ -97,18 +97,24 @@ def _finish(figure: Figure, all_axes: np.ndarray, entries: Entries, below: list[
 
 
 def deviation(entries: Entries) -> Figure:
-    """Figures 3, 10 and 16: distance from the chord between the ends, and to the last point."""
-    figure, all_axes = _rows(entries, 2)
-    for tensors, (left, right) in zip(entries.values(), all_axes, strict=True):
+    """Figures 3, 10 and 16: distance from the chord between the ends, and to the last point.
+
+    Between them the distance that is left without the bow that the path alone makes.
+    """
+    figure, all_axes = _rows(entries, 3)
+    for tensors, (left, middle, right) in zip(entries.values(), all_axes, strict=True):
         for kind in _kinds(tensors):
             _spread(left, tensors["means"], tensors[f"{kind}.deviation"], kind, NAMES[kind])
+            _spread(middle, tensors["means"], tensors[f"{kind}.free_deviation"], kind, NAMES[kind])
             _spread(right, tensors["means"], tensors[f"{kind}.to_end"], kind, NAMES[kind])
         right.set_yscale("log")
         left.set_ylabel("deviation\n(pixel values)")
+        middle.set_ylabel("without the path's\nown bow")
+        middle.sharey(left)
         right.set_ylabel("distance to the end\n(pixel values)")
     for axes in all_axes[0]:
         _falling(axes)
-    _finish(figure, all_axes, entries, [LEVEL, LEVEL])
+    _finish(figure, all_axes, entries, [NARROW_LEVEL] * 3)
     return figure
 
 

@@ -142,19 +142,22 @@ def _closed_forms(
 
 def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory]:
     """What is measured of every trajectory, and those that are shown."""
-    shapes, norms, first = [], [], None
+    shapes, free, norms, first = [], [], [], None
     for noise, labels in run.batches():
         recorded = record_trajectory(model, noise, run.levels, labels, euler, keep_flows=True)
         if recorded.flows is None:
             raise StageError("geometry: no flows were kept")
         shapes.append(geometry.shape(recorded.states.flatten(2).cpu()))
+        left = geometry.without_kinematics(recorded.states, run.levels.nodes, model.path)
+        free.append(geometry.shape(left.flatten(2).cpu()))
         norms.append(recorded.flows.flatten(2).norm(dim=2).cpu() / noise[0].numel() ** 0.5)
         first = first or recorded
     if first is None:
         raise StageError("geometry: has no images: give one or more")
-    join = lambda name, dim: torch.cat([getattr(each, name) for each in shapes], dim)  # noqa: E731
+    join = lambda name, dim, of=shapes: torch.cat([getattr(each, name) for each in of], dim)  # noqa: E731
     found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
     found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
+    found |= {"free_deviation": join("deviation", 1, free), "free_explained": join("explained", 0, free)}
     curve, found["unlike"] = geometry.aligned(join("curve", 1))
     found["curve"] = curve[:, : run.shown]
     kept = first.first(run.shown)
@@ -171,6 +174,7 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
     """
     largest, place = found["deviation"].max(0)
     lengths = found["length"] / (float(means[0]) * size**0.5)
+    free, free_place = found["free_deviation"].max(0)
     left = found["error"][..., 2].max(0).values / largest
     return {
         "trajectories": len(largest),
@@ -179,6 +183,11 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
         "deviation_std": float(largest.std()),
         "deviation_of_chord": float((largest / found["to_end"][0]).mean()),
         "level_of_deviation": float(means[place].median()),
+        "free_deviation": float(free.mean()),
+        "free_deviation_std": float(free.std()),
+        "free_level_of_deviation": float(means[free_place].median()),
+        "free_explained_1": float(found["free_explained"][:, 0].mean()),
+        "free_explained_2": float(found["free_explained"][:, 1].mean()),
         "single_peak": float(geometry.single_peak(found["deviation"]).mean()),
         "explained_1": float(found["explained"][:, 0].mean()),
         "explained_2": float(found["explained"][:, 1].mean()),
