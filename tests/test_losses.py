@@ -5,7 +5,7 @@ import pytest
 import torch
 from exact import ExactGaussian
 
-from anisodiff.objectives.losses import tlsm_loss, warp_loss
+from anisodiff.objectives.losses import discretisation_loss, tlsm_loss, warp_loss
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.schedules import KnotSchedule, LogLinear, karras_logs, spectral_curve, speed
 from anisodiff.paths.subspaces import Subspaces, partition
@@ -204,3 +204,57 @@ def test_a_learned_warp_lowers_the_discretisation_loss():
         optimizer.step()
     assert value(10_000, 4096)[0].item() < 0.8 * before
     assert path.schedule.theta.grad is None
+
+
+def bent_path() -> NoisePath:
+    logs = karras_logs(6, 1e-4, 0.05, 4.0)
+    path = NoisePath(Subspaces(partition(SIDE, "block")), KnotSchedule(torch.cat([logs, logs])))
+    with torch.no_grad():
+        path.schedule.theta[1] += torch.linspace(-0.5, 0.5, 5, dtype=torch.float64)
+    return path
+
+
+def steps(model, batch: int, seed: int):
+    x0, eps, start = draws(model, batch, seed)
+    end = (start - 1 / 8).clamp(min=0)
+    return x0, eps, start, end, torch.lerp(end, start, torch.rand(batch, dtype=torch.float64).fill_(0.3))
+
+
+def test_discretisation_of_a_path_is_that_of_the_warp_that_does_nothing():
+    path = bent_path()
+    model = gaussian(path)
+    drawn = steps(model, 8, 0)
+    with torch.no_grad():
+        found = discretisation_loss(model, *drawn, None, C)
+        expected = sum(warp_loss(model, path, Warp(path, knots=6), *drawn, None, C))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradient_of_the_discretisation_loss_by_finite_differences():
+    path = bent_path()
+    model = gaussian(path)
+    drawn = steps(model, 16, 1)
+    value = lambda: discretisation_loss(model, *drawn, None, C).mean()  # noqa: E731
+    (gradient,) = torch.autograd.grad(value(), path.schedule.theta)
+    apart = 1e-6
+    for place in ((0, 1), (1, 3)):
+        with torch.no_grad():
+            path.schedule.theta[place] += apart
+            above = value()
+            path.schedule.theta[place] -= 2 * apart
+            below = value()
+            path.schedule.theta[place] += apart
+        assert float(gradient[place]) == pytest.approx(float((above - below) / (2 * apart)), rel=1e-5)
+
+
+def test_a_path_learns_to_be_discretised():
+    """In both subspaces, from EDM's schedule."""
+    path = bent_path()
+    model = gaussian(path)
+    optimizer = torch.optim.Adam([path.schedule.theta], lr=0.02)
+    before = discretisation_loss(model, *steps(model, 4096, 10_000), None, C).mean().item()
+    for step in range(300):
+        optimizer.zero_grad()
+        discretisation_loss(model, *steps(model, 256, step), None, C).mean().backward()
+        optimizer.step()
+    assert discretisation_loss(model, *steps(model, 4096, 10_000), None, C).mean().item() < 0.92 * before

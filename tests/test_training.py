@@ -253,6 +253,17 @@ def test_a_run_ends_with_the_path_whose_images_are_best(start, tmp_path):
     assert image_guard.image_error(teacher, 16, image_guard.TEACHER_NFE, "cpu")() == 0
 
 
+def test_a_schedule_learns_to_be_discretised_under_a_network_that_stays(start, tmp_path):
+    settings = RUN.changed(loss="discretisation", learning_rate=0.0, path_learning_rate=0.03, ramp_kimg=0.0)
+    outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
+    finetuning.finetune(SPACE, settings, inputs_of(start), *outputs)
+    records = [json.loads(line) for line in (tmp_path / "network.jsonl").read_text().splitlines()]
+    checked = [record["heldout"] for record in records if "heldout" in record]
+    assert checked[-1] < checked[0]
+    before, after = (checkpoints.load_network(file)[0].state_dict() for file in (start[0], outputs[0]))
+    assert all(torch.equal(each, after[name]) for name, each in before.items())
+
+
 def test_rates_ramp_hold_and_halve():
     schedule = TrainingPlan(kimg=16.0, batch=100, ramp_kimg=1.0, ema_kimg=500.0, ema_ramp=0.05, seed=0, decay="steps")
     assert schedule.steps == 160

@@ -209,6 +209,12 @@ def _check_forward_process(where: str, run: RunSettings) -> None:
     learns = LOSSES[run.loss].learns_path
     if run.guard == "images" and not learns:
         raise StageError(f"{where}.guard: nothing is watched where the path is left as it is: take loss tlsm")
+    if not LOSSES[run.loss].learns_network and run.learning_rate > 0:
+        raise StageError(f"{where}.learning_rate: no network learns from loss {run.loss}: set it to 0")
+    if run.loss == "discretisation" and (run.learn_basis or run.planes or run.kinetic or run.guard == "images"):
+        raise StageError(
+            f"{where}.loss: discretisation learns schedules alone: leave out basis, planes, kinetic, guard"
+        )
     if run.learn_basis and not (learns and turns(run.subspaces)):
         raise StageError(f"{where}.learn_basis: takes loss tlsm and subspaces separable:J or dense:J: set them")
     if run.learn_basis and str(run.subspaces).endswith(":1"):

@@ -4,6 +4,8 @@ Noise, times and levels are arguments, so a loss is a function and its randomnes
 all coefficients; callers take the mean over the batch.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -207,12 +209,68 @@ def warp_loss(
         c: scale of the data's variance in the weight.
     """
 
-    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at warped time."""
-        r, rate = warp(t)
-        noise = path.at(r)
-        return noise.g, noise.sigma, noise.g_dot * rate[:, None] * ((noise.g + c) * noise.g).rsqrt()
+    return _of_one_step(denoiser, path, lambda t: _in_time(path, c, *warp(t)), x0, eps, start, end, test, labels)
 
+
+def discretisation_loss(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "b c h w"],
+    eps: Float[Tensor, "b c h w"],
+    start: Float[Tensor, " b"],
+    end: Float[Tensor, " b"],
+    test: Float[Tensor, " b"],
+    labels: Float[Tensor, "b k"] | None = None,
+    c: float = 0.5,
+) -> Float[Tensor, " b"]:
+    """The sum of the losses of `warp_loss` without a warp: for a path that learns to be discretised, in all subspaces.
+
+    The network is for evaluation only: the second of the two is no loss of a network.
+
+    Args:
+        denoiser: network over the path.
+        x0: clean images in [-1, 1].
+        eps: standard normal noise, in the path's coefficients.
+        start: time at which the step starts, in [0, 1].
+        end: time at which it ends.
+        test: time between the two at which velocities are compared.
+        labels: one-hot classes.
+        c: scale of the data's variance in the weight.
+    """
+    path = denoiser.path.for_labels(labels)
+    at = lambda t: _in_time(path, c, t)  # noqa: E731
+    discretisation, score_matching = _of_one_step(denoiser, path, at, x0, eps, start, end, test, labels)
+    return discretisation + score_matching
+
+
+AtTime = tuple[Tensor, Tensor, Tensor]
+
+
+def _in_time(path: NoisePath | BatchPath, c: float, t: Tensor, rate: Tensor | None = None) -> AtTime:
+    """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at time t.
+
+    Args:
+        path: the noise path.
+        c: scale of the data's variance.
+        t: times.
+        rate: how fast these pass; None is at the rate of the path's time.
+    """
+    noise = path.at(t)
+    g_dot = noise.g_dot if rate is None else noise.g_dot * rate[:, None]
+    return noise.g, noise.sigma, g_dot * ((noise.g + c) * noise.g).rsqrt()
+
+
+def _of_one_step(
+    denoiser: Denoiser,
+    path: NoisePath | BatchPath,
+    at: Callable[[Tensor], AtTime],
+    x0: Tensor,
+    eps: Tensor,
+    start: Tensor,
+    end: Tensor,
+    test: Tensor,
+    labels: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Discretisation and score-matching loss of one midpoint step between two times."""
     g, sigma, weight = at(start)
     z = path.from_pixels(x0) + path.scale(eps, sigma)
     flow = denoiser.flow(z, g, labels)

@@ -12,14 +12,17 @@ class Loss(Entry):
     Attributes:
         source: the function (`objectives/losses.py`).
         learns_path: it trains the path too.
+        learns_network: it trains the network.
     """
 
     learns_path: bool = False
+    learns_network: bool = True
 
 
 LOSSES = {
     "tlsm": Loss("objectives.losses:tlsm_loss", learns_path=True),
     "edm": Loss("objectives.losses:edm_loss"),
+    "discretisation": Loss("objectives.losses:discretisation_loss", learns_path=True, learns_network=False),
 }
 WEIGHTS = {  # the function takes variances with their rates, and the constant c
     "tlsm": Entry("objectives.losses:tlsm_weight"),

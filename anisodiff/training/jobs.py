@@ -19,7 +19,7 @@ from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
 from anisodiff.networks.turned import Turned
 from anisodiff.networks.unets import RawNetwork
-from anisodiff.objectives.losses import edm_loss, kinetic, tlsm_loss, warp_loss
+from anisodiff.objectives.losses import discretisation_loss, edm_loss, kinetic, tlsm_loss, warp_loss
 from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.storage.files import Metadata
@@ -155,7 +155,8 @@ def network_work(
         StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
     """
     schedule = plan_of(settings)
-    network.train().requires_grad_(True)
+    learns = not isinstance(settings, RunSettings) or LOSSES[settings.loss].learns_network
+    network.train(learns).requires_grad_(learns)
     network, path = compute.prepare(network), path.to(compute.device)
     run = settings if isinstance(settings, RunSettings) and LOSSES[settings.loss].learns_path else None
     modules: dict[str, nn.Module] = {"network": network}
@@ -189,6 +190,11 @@ def network_work(
         drawn["sigma"] = (torch.randn(schedule.piece, generator=generator) * 1.2 - 1.2).exp()
         return drawn | {"eps": torch.randn(shape, generator=generator)}
 
+    def draw_step(generator: torch.Generator) -> Batch:
+        drawn = batches.draw(schedule.piece, generator)
+        drawn["eps"] = torch.randn(shape, generator=generator)
+        return drawn | _window(schedule.piece, 1 / WINDOWS, generator)
+
     def draw_tlsm(run: RunSettings, generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
@@ -202,6 +208,8 @@ def network_work(
         return drawn
 
     def mean_loss(drawn: Batch) -> Tensor:
+        if run and run.loss == "discretisation":
+            return discretisation_loss(denoiser, c=run.c, **batches.moved(drawn)).mean()
         if run:
             there = batches.moved(drawn)
             probe = there.pop("probe", None)
@@ -216,8 +224,28 @@ def network_work(
     if run:
         averaged = Denoiser(saved_network(training), saved_path(training, path), space.sigma_data, compute.body)
         guard = _guard(averaged, batches, run, schedule, compute.device)
-    records = train(training, schedule, partial(draw_tlsm, run) if run else draw_edm, mean_loss, guard)
+    draw = draw_edm
+    if run:
+        draw = draw_step if run.loss == "discretisation" else partial(draw_tlsm, run)
+    records = train(training, schedule, draw, mean_loss, guard)
     return TrainingJob(training, schedule, records, path)
+
+
+WINDOWS = 8  # steps that a schedule is discretised in (paper, Section 5.2)
+
+
+def _window(count: int, length: float | Tensor, generator: torch.Generator) -> Batch:
+    """Start and end of a step in time, and a time between them, for every image.
+
+    Args:
+        count: images.
+        length: of the step, but for what would pass 0.
+        generator: a CPU generator.
+    """
+    uniform = lambda: torch.rand(count, generator=generator, dtype=torch.float64)  # noqa: E731
+    start = uniform().clamp(min=1e-6)
+    end = (start - length).clamp(min=0)
+    return {"start": start, "end": end, "test": torch.lerp(end, start, uniform())}
 
 
 def saved_network(training: TrainingState) -> RawNetwork:
@@ -249,7 +277,22 @@ def _guard(
     if settings.guard == "images":
         error = image_error(denoiser, settings.guard_images, settings.guard_nfe, device)
         return EarlyStop(error, every, settings.guard_tolerance, keep_best=True)
-    return EarlyStop(_heldout_loss(denoiser, batches, settings), every, settings.guard_tolerance)
+    loss = _heldout_step if settings.loss == "discretisation" else _heldout_loss
+    return EarlyStop(loss(denoiser, batches, settings), every, settings.guard_tolerance)
+
+
+def _heldout_step(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
+    """The loss of the discretisation on fixed held-out images, with fixed noise and steps."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    drawn = batches.fixed(torch.arange(batches.fixed_count))
+    drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
+    fixed = batches.moved(drawn | _window(batches.fixed_count, 1 / WINDOWS, generator))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(discretisation_loss(denoiser, c=settings.c, **fixed).mean())
+
+    return loss
 
 
 def _heldout_loss(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
@@ -306,12 +349,10 @@ def warp_work(
     def draw(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
-        uniform = lambda: torch.rand(schedule.piece, generator=generator, dtype=torch.float64)  # noqa: E731
-        drawn["start"] = uniform().clamp(min=1e-6)
-        window = (uniform() if settings.window == "uniform" else 1.0) / steps
-        drawn["end"] = (drawn["start"] - window).clamp(min=0)
-        drawn["test"] = torch.lerp(drawn["end"], drawn["start"], uniform())
-        return drawn
+        window = 1.0
+        if settings.window == "uniform":
+            window = torch.rand(schedule.piece, generator=generator, dtype=torch.float64)
+        return drawn | _window(schedule.piece, window / steps, generator)
 
     def mean_loss(drawn: Batch) -> Tensor:
         discretisation, score_matching = warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))

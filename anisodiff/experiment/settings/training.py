@@ -123,7 +123,8 @@ class RunSettings(TrainingSettings):
     start: Named = key("Network to start from, base or another run.")
     path: Named = key("Path to start from, one of paths or another run.", "edm")
     loss: Annotated[str, OneOf(LOSSES)] = key(
-        "tlsm trains network and path; edm trains the network with EDM's loss and leaves the path."
+        "tlsm trains network and path; edm trains the network with EDM's loss and leaves the path; discretisation, the "
+        "loss of a warp with eight steps, trains the path and leaves the network."
     )
     subspaces: Subspaces = key(SUBSPACES, "whole")
     schedules: Schedules = key(SCHEDULES, "shared")
