@@ -263,3 +263,21 @@ def test_streamed_fid_is_clean_fids_on_a_folder(tmp_path, inception, monkeypatch
 def test_inception_needs_its_name(tmp_path):
     with pytest.raises(StageError, match="rename it"):
         feature_networks.inception(tmp_path / "weights.pt", "cpu")
+
+
+def test_dinov2_reads_tensors_alone_and_sees_images_as_it_was_trained(tmp_path, monkeypatch):
+    """With random weights of a smaller one of its kind."""
+    timm = pytest.importorskip("timm", reason="needs timm (extra `dinov2`)")
+    monkeypatch.setattr(feature_networks, "VIT_L14", "vit_tiny_patch16_224")
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", img_size=224, num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    extract = feature_networks.extractor("dinov2-vit-l14", tmp_path / "weights.pth", "cpu")
+    images = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
+    grey = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = network(grey[None, :, None, None].expand(2, 3, 224, 224))
+    assert torch.allclose(extract(images), expected, atol=1e-4)
+    torch.save({"network": network}, tmp_path / "pickle.pth")
+    with pytest.raises(StageError, match=r"pickle\.pth: holds no DINOv2 ViT-L/14"):
+        feature_networks.extractor("dinov2-vit-l14", tmp_path / "pickle.pth", "cpu")
