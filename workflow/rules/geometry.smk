@@ -66,7 +66,8 @@ rule likelihood:
     params:
         compute=compute_json(),
         dataset=dataset_json,
-        settings=settings_of("likelihoods", "likelihood"),
+        # more images are more shards; those that are there stay
+        settings=settings_of("likelihoods", "likelihood", without=["images", "shard"]),
     shell:
         "exec python -m anisodiff likelihood --dataset {params.dataset:q} --settings {params.settings:q}"
         " --first {wildcards.first} --last {wildcards.last} --images {input.images:q} --network {input.network:q}"
