@@ -29,7 +29,7 @@ def draw_augmentation(count: int, probability: float, generator: torch.Generator
 
     Args:
         count: images.
-        probability: of each kind of augmentation but the first: every other image is mirrored, whatever it is.
+        probability: of each kind of augmentation but the first: an image is mirrored with probability 1/2.
         generator: a CPU generator.
     """
     normal = torch.randn((count, 4), generator=generator)

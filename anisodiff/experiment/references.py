@@ -116,6 +116,8 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
             check(f"plots.trained.{series}", name, set(methods))
             if methods[name].path not in runs:
                 raise StageError(f"{where}.plots.trained.{series}: the path of {name!r} is not trained: leave it out")
+            if runs[methods[name].path].guard != "loss":
+                raise StageError(f"{where}.plots.trained.{series}: {name!r} is not watched by its loss: leave it out")
     for name in dataset.ladder:
         check("ladder", name, set(methods))
     for name, nfe in dataset.convergence.items():

@@ -50,11 +50,13 @@ class Reference:
         gaussian: of the features of the data.
         features: `[M, D]` of some of its images, drawn at random; None where none were kept.
         floor: distance of these images to the rest of the data; None where it is not known.
+        rest: number of the others.
     """
 
     gaussian: frechet.Gaussian
     features: Float[Tensor, "m d"] | None = None
     floor: float | None = None
+    rest: int = 0
 
 
 def load_reference(file: Path, features: str) -> Reference:
@@ -75,4 +77,5 @@ def load_reference(file: Path, features: str) -> Reference:
     gaussian, kept = frechet.Gaussian.from_tensors(tensors, file), tensors.get("features")
     if kept is not None and kept.shape[1:] != gaussian.mean.shape:
         raise StageError(f"{file}: holds features of another network than its statistics: make it again")
-    return Reference(gaussian, kept, metadata.get("floor"))
+    rest = metadata.get("images", 0) - (0 if kept is None else len(kept))
+    return Reference(gaussian, kept, metadata.get("floor"), rest)

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -107,13 +108,14 @@ def dinov2_vit_l14(file: Path, device: str) -> Features:
     """
     try:
         import timm
-        from timm.models import load_checkpoint
         from timm.models.vision_transformer import checkpoint_filter_fn
     except ImportError as error:
         raise StageError("features: dinov2-vit-l14 needs timm: install anisodiff[dinov2]") from error
-    network = timm.create_model(VIT_L14, img_size=224, num_classes=0)
+    network: Any = timm.create_model(VIT_L14, img_size=224, num_classes=0)
     try:
-        load_checkpoint(network, str(file), filter_fn=checkpoint_filter_fn, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state["pos_embed"] = _resized_positions(state["pos_embed"], network.pos_embed.shape[1] - 1)
+        network.load_state_dict(checkpoint_filter_fn(state, network))
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, LookupError) as error:
         raise StageError(f"{file}: holds no DINOv2 ViT-L/14 ({one_line(error)}): fetch it again") from error
     network = network.to(device).eval().requires_grad_(False)
@@ -125,6 +127,22 @@ def dinov2_vit_l14(file: Path, device: str) -> Features:
         return network((x - mean) / std)
 
     return features
+
+
+def _resized_positions(embedding: Float[Tensor, "1 n d"], patches: int) -> Float[Tensor, "1 m d"]:
+    """Embeddings of the class token and of fewer patches, as DINOv2's own code resizes them: bicubic, offset by 0.1.
+
+    Args:
+        embedding: of the class token and the patches of a square.
+        patches: wanted, of a square.
+    """
+    token, places = embedding[:, :1], embedding[:, 1:]
+    old, new = round(places.shape[1] ** 0.5), round(patches**0.5)
+    if old == new:
+        return embedding
+    square = places.transpose(1, 2).unflatten(2, (old, old))
+    resized = functional.interpolate(square, scale_factor=(new + 0.1) / old, mode="bicubic")
+    return torch.cat([token, resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _described(images: Tensor) -> str:

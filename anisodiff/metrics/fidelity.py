@@ -45,6 +45,11 @@ def kernel_distance(features: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) 
     return KernelDistance(float(of_groups.mean()), float(of_groups.std() / GROUPS**0.5))
 
 
+def is_enough(features: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> bool:
+    """Whether there are images enough for these metrics: two in each group, and neighbours for each."""
+    return min(len(features), len(real)) >= max(2 * GROUPS, NEIGHBOURS + 1)
+
+
 class PrecisionRecall(NamedTuple):
     """How much of one set lies in the other's support.
 
@@ -60,7 +65,7 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(features: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> PrecisionRecall:
     """Precision and recall with balls up to the third neighbour (Kynkaanniemi et al., arXiv:1904.06991).
 
-    Both grow with the number of images of the set whose balls are drawn: values compare at equal numbers.
+    Both depend on the numbers of images: values compare at equal ones.
 
     Args:
         features: of drawn images.

@@ -70,7 +70,7 @@ def shape(points: Float[Tensor, "n b d"]) -> Shape:
 def without_kinematics(
     states: Float[Tensor, "n b c h w"], levels: Float[Tensor, "n 1 j"], path: NoisePath
 ) -> Float[Tensor, "n b c h w"]:
-    """Trajectories less the bow that their path makes of itself, whatever the data.
+    """Trajectories less the curve that their path makes of itself, whatever the data.
 
     Were all data one point a, a trajectory would be `a + M_t^{1/2} M_T^{-1/2} (x_T - a)`: a straight line where all
     subspaces fall together, bent where they do not. The curve of this kind between a trajectory's ends is taken from

@@ -17,13 +17,13 @@ GROUPS = 10
 
 
 def in_groups(features: Float[Tensor, "n d"]) -> list[FeatureStatistics]:
-    """Feature statistics of groups of as many images as can be, in their order.
+    """Feature statistics of ten groups of images, in their order, equal but for one image; one group of fewer than 20.
 
     Args:
         features: one row an image, in the order of seeds.
     """
     groups = []
-    for part in features.tensor_split(min(GROUPS, len(features))):
+    for part in features.tensor_split(GROUPS if len(features) >= 2 * GROUPS else 1):
         statistics = FeatureStatistics(features.shape[1])
         statistics.add(part)
         groups.append(statistics)
@@ -31,13 +31,14 @@ def in_groups(features: Float[Tensor, "n d"]) -> list[FeatureStatistics]:
 
 
 def without_each(groups: Sequence[FeatureStatistics], truth: Gaussian) -> list[float]:
-    """Distance to the data without each of the groups; of one group, none.
+    """Distance to the data without each of the groups; none of one group, or of groups of several sizes.
 
     Args:
         groups: of one seed range.
         truth: the data.
     """
-    if len(groups) < 2:
+    sizes = [group.count for group in groups]
+    if len(groups) < 2 or max(sizes) > min(sizes) + 1:
         return []
     found = []
     for left in range(len(groups)):

@@ -42,7 +42,7 @@ FIGURES = {
         "{dataset}: what training a path longer does",
         "Distance at each budget against the images that the path has seen since the base network, with bars of one "
         "standard error over images, and over training seeds where there are several; right the loss that training "
-        "lowers, on held-out images. Colour, line and marker are the budget here.",
+        "lowers, on held-out images, of the first seed. Colour, line and marker are the budget here.",
     ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",
@@ -72,9 +72,9 @@ FIGURES = {
     ),
     "geometry-deviation": Caption(
         "{dataset}: how far trajectories leave the straight line between their ends",
-        "Left the distance from that chord; in the middle without the bow that the path alone makes between the same "
-        "ends, were all data one point: none where all subspaces fall together; right the distance to the trajectory's "
-        f"last point. {SHAPES}",
+        "Left the distance from that chord; in the middle the residual, without the curve that the path alone would "
+        "make between the same ends, were all data one point, which is straight where all subspaces fall together; "
+        f"right the distance to the trajectory's last point. {SHAPES}",
     ),
     "geometry-projections": Caption(
         "{dataset}: how few directions hold a trajectory",

@@ -18,24 +18,24 @@ class Difference:
     Attributes:
         value: first less second.
         error: standard error; NaN where nothing is known of it.
-        freedom: its degrees of freedom (Welch and Satterthwaite).
+        degrees_of_freedom: of it (Welch and Satterthwaite).
     """
 
     value: float
     error: float
-    freedom: float
+    degrees_of_freedom: float
 
     @property
     def interval(self) -> float:
-        """Half-width of the interval that holds the difference in 95 of 100 cases; NaN where the error is."""
-        return float(stats.t.ppf(1 - LEVEL / 2, self.freedom) * self.error)
+        """Half-width of the 95 % confidence interval; NaN where the error is."""
+        return float(stats.t.ppf(1 - LEVEL / 2, self.degrees_of_freedom) * self.error)
 
     @property
     def is_above(self) -> bool:
         """Whether the first is larger by a one-sided t-test at 5 %; where no error is known, whether it is at all."""
         if np.isnan(self.error):
-            return self.value > 0
-        return bool(self.value > stats.t.ppf(1 - LEVEL, self.freedom) * self.error)
+            return not self.value <= 0  # what is not comparable is not best
+        return bool(self.value > stats.t.ppf(1 - LEVEL, self.degrees_of_freedom) * self.error)
 
 
 class Comparisons:
@@ -44,7 +44,8 @@ class Comparisons:
     Two rows draw their images from the same noises, and a group of noises is left out of both at once: what both owe to
     the noises drops out of the difference, and its jackknife error is of what is left. Where rows are trained several
     times, the spread of their difference over training seeds adds to its variance, of pairs of equal index where both
-    are. A row that was trained once is taken as it is: nothing is known of another training of it.
+    are: what noises and trainings do together is in both, so that the sum is conservative. A row that was trained once
+    is taken as it is: nothing is known of another training of it.
 
     Args:
         rows: from `distances`.
@@ -73,15 +74,17 @@ class Comparisons:
         if not parts or first == second:
             return Difference(value, np.nan, np.nan)
         variance = sum(part for part, _ in parts)
-        freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts) if variance > 0 else 1.0
-        return Difference(value, float(np.sqrt(variance)), float(freedom))
+        found = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance > 0 else 1.0
+        return Difference(value, float(np.sqrt(variance)), float(found))
 
     def _of_images(self, first: str, second: str, nfe: int, shared: list[int]) -> tuple[float, float] | None:
         """Variance of the difference over images, and its degrees of freedom; None where nothing is known of it."""
         if not {(first, nfe), (second, nfe)} <= self._groups.keys():
             return None
         means = [self._groups[name, nfe].groupby(["range", "group"])["distance"].mean() for name in (first, second)]
-        apart = (means[0] - means[1]).dropna()
+        apart = means[0] - means[1]
+        if apart.loc[shared].isna().any():  # left out by other groups
+            return None
         found = [apart[number].to_numpy() for number in shared if number in apart.index]
         if len(found) < len(shared) or min(map(len, found), default=0) < 2:
             return None

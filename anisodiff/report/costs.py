@@ -41,7 +41,8 @@ def cost_page(spent: pd.DataFrame) -> str:
     ]  # fmt: skip
     notes = (
         "Sampling with its features, averaged over seed ranges. Training: of network, path, warp, search and "
-        "tuning since the base network, summed over devices. Times are comparable on one device, with nothing beside."
+        "tuning since the base network, summed over devices; of several trainings the longest. Times are comparable on "
+        "one device, with nothing beside."
     )
     return f"{markdown([head, *lines])}\n\n{notes}\n"
 

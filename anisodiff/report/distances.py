@@ -57,10 +57,14 @@ class _Range:
         groups = [cell.statistics for cell in self.shards] if features is None else spread.in_groups(features)
         value, left = frechet.distance(total.gaussian, truth.gaussian), spread.without_each(groups, truth.gaussian)
         row = self.key | {"images": total.count, "distance": value, "features": self.features_kind}
-        row |= {"dataset": self.dataset, "error": np.nan, "corrected": np.nan, "floor": truth.floor}
+        row |= {"dataset": self.dataset, "error": np.nan, "corrected": np.nan}
+        row |= {"floor": truth.floor, "floor_images": 0 if truth.features is None else len(truth.features)}
+        row |= {"rest": truth.rest}
         if left:
-            row |= {"error": spread.error(np.array(left)), "corrected": spread.corrected(value, np.array(left))}
-        if features is not None and truth.features is not None:
+            row["error"] = spread.error(np.array(left))
+            if total.count > len(total.sum):  # of fewer images the bias is no straight line
+                row["corrected"] = spread.corrected(value, np.array(left))
+        if features is not None and truth.features is not None and fidelity.is_enough(features, truth.features):
             kernel = fidelity.kernel_distance(features, truth.features)
             row |= {"kid": kernel.value, "kid_error": kernel.error}
             row |= fidelity.precision_recall(features, truth.features)._asdict()

@@ -99,17 +99,17 @@ def _finish(figure: Figure, all_axes: np.ndarray, entries: Entries, below: list[
 def deviation(entries: Entries) -> Figure:
     """Figures 3, 10 and 16: distance from the chord between the ends, and to the last point.
 
-    Between them the distance that is left without the bow that the path alone makes.
+    Between them the residual: without the curve that the path alone would make.
     """
     figure, all_axes = _rows(entries, 3)
     for tensors, (left, middle, right) in zip(entries.values(), all_axes, strict=True):
         for kind in _kinds(tensors):
             _spread(left, tensors["means"], tensors[f"{kind}.deviation"], kind, NAMES[kind])
-            _spread(middle, tensors["means"], tensors[f"{kind}.free_deviation"], kind, NAMES[kind])
+            _spread(middle, tensors["means"], tensors[f"{kind}.residual"], kind, NAMES[kind])
             _spread(right, tensors["means"], tensors[f"{kind}.to_end"], kind, NAMES[kind])
         right.set_yscale("log")
         left.set_ylabel("deviation\n(pixel values)")
-        middle.set_ylabel("without the path's\nown bow")
+        middle.set_ylabel("residual\n(pixel values)")
         middle.sharey(left)
         right.set_ylabel("distance to the end\n(pixel values)")
     for axes in all_axes[0]:

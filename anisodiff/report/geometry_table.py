@@ -12,7 +12,7 @@ from anisodiff.storage.files import Metadata, write_text
 
 HEAD = [
     "name", "denoiser", "trajectories", "deviation", "of the chord", "at level", "one peak", "in one direction",
-    "in two", "less the path's bow", "its level", "its part in one", "its part in two", "left in 3-D", "unlike",
+    "in two", "residual", "residual at level", "residual in one", "residual in two", "left in 3-D", "unlike",
     "turning", "length", "noise, mean", "noise, last",
 ]  # fmt: skip
 NOTES = """\
@@ -21,12 +21,12 @@ the optimal denoiser for the training images; gaussian: for one Gaussian fitted 
 
 Deviation: largest distance from the chord between the ends, mean ± standard deviation over trajectories; as a share of
 the chord; the mean level where it is largest (median). One peak: trajectories that leave the chord and come back once.
-In one, two directions: squared deviation explained by principal directions perpendicular to the chord. Less the path's
-bow: without the curve that the path alone would make between the same ends, were all data one point; it is straight
-where all subspaces fall together. Left in 3-D: largest distance to the chord and two directions, as a share of the
-largest deviation. Unlike: distance from the mean shape, of curves scaled to their largest deviation and turned onto one
-another. Turning: of the curve in 3-D, from end to end. Length: of the trajectory, in sigma_max sqrt(d). Noise: size of
-the noise prediction in sqrt(d), over the trajectory and at its last step."""
+In one, two directions: squared deviation explained by principal directions perpendicular to the chord. Residual: the
+deviation without the curve that the path alone would make between the same ends, were all data one point, which is
+straight where all subspaces fall together. Left in 3-D: largest distance to the chord and two directions, as a share of
+the largest deviation. Unlike: distance from the mean shape, of curves scaled to their largest deviation and turned onto
+one another. Turning: of the curve in 3-D, from end to end. Length: of the trajectory, in sigma_max sqrt(d). Noise: size
+of the noise prediction in sqrt(d), over the trajectory and at its last step."""
 
 
 def write(files: dict[str, Path], output: Path) -> None:
@@ -49,8 +49,8 @@ def write(files: dict[str, Path], output: Path) -> None:
          f"{row['deviation']:.2f} ± {row['deviation_std']:.2f}", f"{100 * row['deviation_of_chord']:.2f} %",
          f"{row['level_of_deviation']:.2f}", f"{100 * row['single_peak']:.0f} %",
          f"{100 * row['explained_1']:.1f} %", f"{100 * row['explained_2']:.1f} ± {100 * row['explained_2_std']:.1f} %",
-         f"{row['free_deviation']:.2f} ± {row['free_deviation_std']:.2f}", f"{row['free_level_of_deviation']:.2f}",
-         f"{100 * row['free_explained_1']:.1f} %", f"{100 * row['free_explained_2']:.1f} %",
+         f"{row['residual']:.2f} ± {row['residual_std']:.2f}", f"{row['residual_level']:.2f}",
+         f"{100 * row['residual_explained_1']:.1f} %", f"{100 * row['residual_explained_2']:.1f} %",
          f"{100 * row['left_in_3d']:.1f} %", f"{100 * row['unlike']:.0f} ± {100 * row['unlike_std']:.0f} %",
          f"{row['turning']:.0f}°", f"{row['length']:.3f} ± {row['length_std']:.3f}",
          f"{row['norm']:.3f}", f"{row['norm_last']:.3f}"]

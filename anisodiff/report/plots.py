@@ -173,7 +173,7 @@ def _images(tidy: pd.DataFrame) -> str:
 
 
 def ladder(tidy: pd.DataFrame, names: list[str], look: dict[str, Look]) -> Figure:
-    """Rows that add one ingredient each, named at the ends of their lines; bars are one standard deviation.
+    """Rows that add one ingredient each, named at the ends of their lines; bars are one standard error.
 
     Args:
         tidy: `table.csv`.

@@ -78,7 +78,7 @@ def metrics_page(tidy: pd.DataFrame, rows: pd.DataFrame) -> str:
         tidy: from `cells`.
         rows: from `distances`.
     """
-    head = ["method", "NFE", "distance", "at infinitely many images", "KID, 1e-3", "precision", "recall"]
+    head = ["method", "NFE", "distance ± s.e.", "without bias", "KID ± s.e., 1e-3", "precision", "recall"]
     lines = []
     for row in tidy.to_dict("records"):
         known = lambda key, text, of=row: "" if pd.isna(of[key]) else text.format(**of)  # noqa: E731
@@ -95,7 +95,7 @@ def metrics_page(tidy: pd.DataFrame, rows: pd.DataFrame) -> str:
         "KID: squared maximum mean discrepancy, kernel (x y / d + 1)^3, unbiased at any number of images: mean of ten "
         "groups ± its standard error; a thousand images are enough.",
         "Precision: share of drawn images within the third neighbour's distance of a real one; recall: of real ones so "
-        "close to a drawn one. Both grow with the number of images; 10,000 are usual.",
+        "close to a drawn one. Both depend on the numbers of images; 10,000 are usual.",
     ]
     return "\n\n".join([markdown([head, *lines]), *notes]) + "\n"
 
@@ -182,8 +182,8 @@ class Page:
         known = self.tidy["error"].notna().any()
         test = (
             "bold: not worse than the lowest of its column by a one-sided t-test at 5 % on the noises that both share, "
-            "uncorrected for the number of rows"
-            if known
+            "each row by itself"
+            if known or trained
             else "the best of each column is bold"
         )
         notes = [
@@ -194,7 +194,7 @@ class Page:
             else "One training a row: nothing is known of its spread over trainings.",
             "In brackets: standard error over images, by leaving out groups of them."
             if known
-            else "Nothing is known of the spread over images: no features were kept, and a range is one shard.",
+            else "Nothing is known of the spread over images: no features were kept, nor shards to leave out.",
             "kimg: thousands of images the row's network has seen since the base checkpoint.",
         ]
         if steps := self._last_steps():
@@ -210,16 +210,20 @@ class Page:
                 f"{early} stopped early: the held-out loss, or the error of its images, rose; the best state is used."
             )
         if (floor := self._floor) is not None:
-            notes.append(f"As many images of the data are at {floor:.2f} from the rest of it: the floor of this table.")
+            notes.append(floor)
         if self.on_metric:
             notes.append(f"{section} tuned in the features of this very distance: not comparable, and never the best.")
         return notes
 
     @property
-    def _floor(self) -> float | None:
-        """Distance of real images to the rest of the data, where as many were drawn as a cell has."""
-        known = self.rows.reindex(columns=["floor"])["floor"].dropna()
-        return float(known.iloc[0]) if len(known) else None
+    def _floor(self) -> str | None:
+        """What images of the data come to, against the rest of it."""
+        known = self.rows.reindex(columns=["floor", "floor_images", "rest"]).dropna()
+        if known.empty:
+            return None
+        first = known.iloc[0]
+        few, others = int(first["floor_images"]), int(first["rest"])
+        return f"{few} images of the data are at {first['floor']:.2f} from the other {others}."
 
     def _last_steps(self) -> list[str]:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
@@ -255,7 +259,8 @@ class Page:
             rows.append([name, self._added(above, name), *cells])
         best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
-        lines = ["", "What each ingredient buys (change from the row above, ± what holds it in 95 of 100 cases):", ""]
+        said = "What each ingredient buys (change from the row above, ± half of its 95 % confidence interval):"
+        lines = ["", said, ""]
         return "\n".join([*lines, markdown(rows), ""])
 
     def _change(self, name: str, above: str | None, nfe: int) -> str:

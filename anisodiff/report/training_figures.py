@@ -52,8 +52,8 @@ def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) ->
 
 
 def _trained(path: str) -> tuple[float, float]:
-    """Thousands of images that a path has seen, and its last held-out loss."""
+    """Thousands of images that a path has seen, and its held-out loss."""
     metadata = checkpoints.header(path)
-    if not metadata.get("heldout"):
+    if metadata.get("heldout") is None:
         raise StageError(f"{path}: does not say its held-out loss: train it again, or leave it out of plots.trained")
-    return float(metadata["kimg"]), float(metadata["heldout"][-1][1])
+    return float(metadata["kimg"]), float(metadata["heldout"])

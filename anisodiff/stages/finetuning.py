@@ -125,7 +125,7 @@ def _train_network(
         check_dataset(network, headers[0], space, "network")
 
     def finish() -> None:
-        seen = training.step * work.schedule.batch / 1000
+        seen = training.kept_step * work.schedule.batch / 1000
         since_base = {"kimg": 0.0, "device_seconds": 0.0, "pretraining_kimg": seen}
         if headers:
             spent = training.seconds * parallel.size()
@@ -133,7 +133,8 @@ def _train_network(
             since_base["device_seconds"] = headers[0].get("device_seconds", 0.0) + spent
         metadata = provenance({"dataset": space, "run": settings, "compute": asdict(compute)}, list(headers))
         metadata |= since_base | {"seconds": training.seconds, "processes": parallel.size()}
-        metadata |= {"heldout": training.heldout}  # step and loss of every check
+        checked = dict(training.heldout)
+        metadata |= {"heldout": checked.get(training.kept_step)}  # of what is saved
         metadata |= {"stopped_early": training.stopped_early, "environment": compute.environment()}
         if output_path is not None:
             checkpoints.save_path(output_path, saved_path(training, path), **metadata)

@@ -157,7 +157,7 @@ def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory
     join = lambda name, dim, of=shapes: torch.cat([getattr(each, name) for each in of], dim)  # noqa: E731
     found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
     found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
-    found |= {"free_deviation": join("deviation", 1, free), "free_explained": join("explained", 0, free)}
+    found |= {"residual": join("deviation", 1, free), "residual_explained": join("explained", 0, free)}
     curve, found["unlike"] = geometry.aligned(join("curve", 1))
     found["curve"] = curve[:, : run.shown]
     kept = first.first(run.shown)
@@ -174,7 +174,7 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
     """
     largest, place = found["deviation"].max(0)
     lengths = found["length"] / (float(means[0]) * size**0.5)
-    free, free_place = found["free_deviation"].max(0)
+    residual, residual_place = found["residual"].max(0)
     left = found["error"][..., 2].max(0).values / largest
     return {
         "trajectories": len(largest),
@@ -183,11 +183,11 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
         "deviation_std": float(largest.std()),
         "deviation_of_chord": float((largest / found["to_end"][0]).mean()),
         "level_of_deviation": float(means[place].median()),
-        "free_deviation": float(free.mean()),
-        "free_deviation_std": float(free.std()),
-        "free_level_of_deviation": float(means[free_place].median()),
-        "free_explained_1": float(found["free_explained"][:, 0].mean()),
-        "free_explained_2": float(found["free_explained"][:, 1].mean()),
+        "residual": float(residual.mean()),
+        "residual_std": float(residual.std()),
+        "residual_level": float(means[residual_place].median()),
+        "residual_explained_1": float(found["residual_explained"][:, 0].mean()),
+        "residual_explained_2": float(found["residual_explained"][:, 1].mean()),
         "single_peak": float(geometry.single_peak(found["deviation"]).mean()),
         "explained_1": float(found["explained"][:, 0].mean()),
         "explained_2": float(found["explained"][:, 1].mean()),

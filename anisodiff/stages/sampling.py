@@ -177,20 +177,22 @@ def reference(
         features: the feature network.
         published: npz of reference statistics; None takes those of the images.
         keep: images, drawn at random, whose features are kept: at most half of them. Their distance to the rest of the
-            data is the floor of a table with as many images a cell.
+            data is stored as "floor": what a table with as many images a cell can come to.
         output: safetensors file.
         compute: where.
     """
     compute.begin()
     described = {"features": features.kind, "images": json.loads(image_sets.metadata_file(images).read_text())}
     loaded = image_sets.load(images)
-    rest, few = (part.in_order() for part in loaded.split(min(keep, len(loaded) // 2)))
-    tensors, metadata = {"preview": loaded.pixels[:PREVIEW]}, {"features": features.kind, "floor": None}
+    # few are in random order, as groups of them should be
+    rest, few = loaded.split(min(keep, len(loaded) // 2))
+    tensors = {"preview": loaded.pixels[:PREVIEW]}
+    metadata = {"features": features.kind, "floor": None, "images": len(loaded)}
     kept = torch.cat(list(features_of(few, features, compute))) if len(few) else None
     if published is not None:
         gaussian, described["published"] = load_reference(published, features.kind).gaussian, published.name
     else:
-        statistics = statistics_of(features_of(rest, features, compute))
+        statistics = statistics_of(features_of(rest.in_order(), features, compute))
         if kept is not None:
             drawn = statistics_of([kept])
             metadata["floor"] = frechet.distance(drawn.gaussian, statistics.gaussian) if len(kept) > 1 else None

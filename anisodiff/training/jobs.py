@@ -193,7 +193,7 @@ def network_work(
     def draw_step(generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
         drawn["eps"] = torch.randn(shape, generator=generator)
-        return drawn | _window(schedule.piece, 1 / WINDOWS, generator)
+        return drawn | _window(schedule.piece, 1 / STEPS, generator)
 
     def draw_tlsm(run: RunSettings, generator: torch.Generator) -> Batch:
         drawn = batches.draw(schedule.piece, generator)
@@ -231,7 +231,7 @@ def network_work(
     return TrainingJob(training, schedule, records, path)
 
 
-WINDOWS = 8  # steps that a schedule is discretised in (paper, Section 5.2)
+STEPS = 8  # steps that a schedule is discretised in (paper, Section 5.2)
 
 
 def _window(count: int, length: float | Tensor, generator: torch.Generator) -> Batch:
@@ -281,12 +281,18 @@ def _guard(
     return EarlyStop(loss(denoiser, batches, settings), every, settings.guard_tolerance)
 
 
+def _repeats(batches: Batches) -> int:
+    """How often held-out images are used, with noise of their own, for a loss of 512 or more."""
+    return max(1, math.ceil(512 / max(1, batches.fixed_count)))
+
+
 def _heldout_step(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
     """The loss of the discretisation on fixed held-out images, with fixed noise and steps."""
     generator = torch.Generator().manual_seed(settings.seed)
-    drawn = batches.fixed(torch.arange(batches.fixed_count))
+    index = torch.arange(batches.fixed_count).repeat(_repeats(batches))
+    drawn = batches.fixed(index)
     drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
-    fixed = batches.moved(drawn | _window(batches.fixed_count, 1 / WINDOWS, generator))
+    fixed = batches.moved(drawn | _window(len(index), 1 / STEPS, generator))
 
     def loss() -> float:
         with torch.no_grad():
@@ -301,8 +307,7 @@ def _heldout_loss(denoiser: Denoiser, batches: Batches, settings: RunSettings) -
     A rise means that the path has run away from what the network knows.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    repeats = max(1, math.ceil(512 / max(1, batches.fixed_count)))
-    index = torch.arange(batches.fixed_count).repeat(repeats)
+    index = torch.arange(batches.fixed_count).repeat(_repeats(batches))
     drawn = batches.fixed(index)
     drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
     order = torch.randperm(len(index), generator=generator)

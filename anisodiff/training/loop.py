@@ -127,6 +127,7 @@ class TrainingState:
         heldout: step and held-out loss of every check.
         losses: of the steps since the last mean of a group.
         seconds: spent so far, those of earlier processes included.
+        kept: step of the best state, where the run has gone back to it.
     """
 
     modules: dict[str, nn.Module]
@@ -136,6 +137,7 @@ class TrainingState:
     heldout: list[tuple[int, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    kept: int | None = None
 
     def __post_init__(self) -> None:
         # each of its module's own class
@@ -173,6 +175,16 @@ class TrainingState:
             for name, value in self.weights().items():
                 value.copy_(weights[name])
 
+    def go_back(self) -> None:
+        """Restore the best state that was checked."""
+        self.restore(self.good)
+        self.kept, _ = min(self.heldout, key=lambda check: math.inf if math.isnan(check[1]) else check[1])
+
+    @property
+    def kept_step(self) -> int:
+        """Steps that the weights have seen: those made, or fewer where the run went back."""
+        return self.step if self.kept is None else self.kept
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state; the weights of the last good state under `good/`."""
         named = self.weights() | {f"good/{name}": value for name, value in self.good.items()}
@@ -192,12 +204,12 @@ class TrainingState:
                 self.optimizer.state[parameter] = moved
         self.step, self.stopped_early = metadata["step"], metadata["stopped_early"]
         self.heldout, self.losses = [tuple(each) for each in metadata["heldout"]], metadata["losses"]
-        self.seconds = metadata["seconds"]
+        self.seconds, self.kept = metadata["seconds"], metadata.get("kept")
 
     def metadata(self) -> Metadata:
         return {
             "step": self.step, "stopped_early": self.stopped_early, "heldout": self.heldout, "losses": self.losses,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "kept": self.kept,
         }  # fmt: skip
 
 
@@ -278,8 +290,8 @@ def train(
         training.step += 1
         if guard is not None and training.step == schedule.steps:
             _check(training, guard)
-            if guard.keep_best:
-                training.restore(training.good)
+            if guard.keep_best and not training.stopped_early:
+                training.go_back()
         training.losses.append(float(value))
         record = {"step": training.step, "kimg": training.step * schedule.batch / 1000}
         if training.step % group == 0 or training.step == schedule.steps:
@@ -297,8 +309,9 @@ def _check(training: TrainingState, guard: EarlyStop) -> None:
     if not training.good and not math.isfinite(value):
         raise StageError(f"the held-out loss is {value} at the start: start from another network or path")
     training.heldout.append((training.step, value))
-    if not value <= guard.best * (1 + guard.tolerance):  # NaN counts as a rise
-        training.restore(training.good)
+    highest = guard.best + guard.tolerance * abs(guard.best) if training.good else math.inf
+    if not value <= highest:  # NaN counts as a rise
+        training.go_back()
         training.stopped_early = True
     elif value <= guard.best:
         guard.best = value

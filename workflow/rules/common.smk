@@ -17,7 +17,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment import files, planning
 from anisodiff.experiment.config import published_files, resolve
 from anisodiff.experiment.config_text import check_text
-from anisodiff.experiment.training_seeds import first_of, replicated
+from anisodiff.experiment.training_seeds import replicated
 from anisodiff.storage.files import write_text
 
 try:

@@ -31,4 +31,6 @@ class FileSettings(Section):
 class FeaturesSettings(FileSettings):
     """Feature network of the distance."""
 
-    kind: Annotated[str, OneOf(FEATURES)] = key("inception (FID), efficientnet-lite0, or digits-cnn.")
+    kind: Annotated[str, OneOf(FEATURES)] = key(
+        "inception (FID), dinov2-vit-l14 (FD-DINOv2), efficientnet-lite0, or digits-cnn."
+    )

@@ -108,7 +108,7 @@ class PretrainSettings(TrainingSettings):
 
     augment: float = key(
         "Probability of each of EDM's augmentations, of which the network is told: 0.12 for its CIFAR-10, 0.15 for its "
-        "AFHQv2 and FFHQ; every other image is mirrored then, so flips are turned off. 0 augments nothing.",
+        "AFHQv2 and FFHQ; each image is mirrored with probability 1/2 then, in place of flips. 0 augments nothing.",
         0.0,
         ge=0,
         le=1,
