@@ -106,9 +106,9 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
         rows.append([f"{row['method']}, published", "", "" if stated else "bound", value, ""])
     notes = (
         "Negative log-likelihood of held-out images, in brackets the standard error over them. ode: density along the "
-        f"probability flow, of images dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower bound "
-        "of the probability of grey levels, so an upper one here. Lower is better; the images are the same in every row, "
-        "so differences between rows are better known than the rows."
+        f"probability flow, of images dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower "
+        "bound of the probability of grey levels, so an upper one here. Lower is better; the images are the same in "
+        "every row, so differences between rows are better known than the rows."
     )
     if (measured["training_seed"] > 0).any():
         notes += " ±: standard error over training seeds, where there are several."
