@@ -77,5 +77,6 @@ def load_reference(file: Path, features: str) -> Reference:
     gaussian, kept = frechet.Gaussian.from_tensors(tensors, file), tensors.get("features")
     if kept is not None and kept.shape[1:] != gaussian.mean.shape:
         raise StageError(f"{file}: holds features of another network than its statistics: make it again")
-    rest = metadata.get("images", 0) - (0 if kept is None else len(kept))
-    return Reference(gaussian, kept, metadata.get("floor"), rest)
+    if kept is None or metadata.get("floor") is None:
+        return Reference(gaussian, kept)
+    return Reference(gaussian, kept, metadata["floor"], metadata["images"] - len(kept))
