@@ -12,6 +12,7 @@ from anisodiff.compute import Compute
 from anisodiff.experiment import planning
 from anisodiff.experiment.config import resolve
 from anisodiff.experiment.files import shards
+from anisodiff.experiment.training_seeds import replicated
 from anisodiff.metrics.registry import FeatureFile
 from anisodiff.stages import throughput
 
@@ -102,7 +103,7 @@ def test_the_ladder_has_every_solver_and_its_jobs(tmp_path):
     utils = pytest.importorskip("snakemake.utils")
     config = configuration("config/config.yaml")
     utils.update_config(config, configuration("config/ladder.yaml"))
-    dataset = resolve(config).datasets["digits"]
+    dataset = replicated(resolve(config).datasets["digits"])
     solvers = {method.solver for method in dataset.methods.values()}
     assert solvers == {"euler", "heun", "midpoint", "dpm2", "dpmpp", "unipc", "deis", "exp-ab", "ipndm", "tuned"}
     (tmp_path / "config").symlink_to(ROOT / "config")

@@ -18,7 +18,7 @@ STATE = 8  # weights, average, last good state of both and two moments, in two s
 
 
 def needed(dataset: DatasetSettings) -> dict[str, set[str]]:
-    """Runs and warps that the methods and the geometry of a dataset reach."""
+    """Runs and warps that the methods, the geometry and the likelihoods of a dataset reach."""
     runs: set[str] = set()
 
     def want(name: str) -> None:
@@ -29,8 +29,10 @@ def needed(dataset: DatasetSettings) -> dict[str, set[str]]:
             want(dataset.runs[name].path)
 
     warps, searches = set(dataset.used("warp")), dataset.used("search")
-    users = [*dataset.methods.values(), *dataset.geometry.values(), *(dataset.warps[name] for name in warps),
-             *(dataset.searches[name] for name in searches)]  # fmt: skip
+    users = [
+        *dataset.methods.values(), *dataset.geometry.values(), *dataset.likelihoods.values(),
+        *(dataset.warps[name] for name in warps), *(dataset.searches[name] for name in searches),
+    ]  # fmt: skip
     for user in users:
         want(user.network)
         want(user.path)
