@@ -177,7 +177,8 @@ class Page:
     def _notes(self, plus_minus: str, dagger: str, early: str, section: str) -> list[str]:
         ranges = self.tidy.groupby("nfe")["ranges"].max()
         usual = int(ranges.min())
-        others = "".join(f", {count} at NFE {nfe}" for nfe, count in ranges.items() if count > usual)
+        drawn = "one range" if usual == 1 else f"{usual} ranges"
+        drawn += "".join(f", {count} at NFE {nfe}" for nfe, count in ranges.items() if count > usual)
         seeds = self.tidy.groupby("method")["seeds"].max()
         trained = ", ".join(f"{count} of {name}" for name, count in seeds.items() if count > 1)
         known = self.tidy["error"].notna().any()
@@ -189,7 +190,7 @@ class Page:
         )
         notes = [
             f"{FEATURES[self.tidy['features'].iloc[0]].title}: lower is better; {test}. "
-            f"{self.tidy['images'].min()} images a seed range, {'one range' if usual == 1 else f'{usual} ranges'}{others}.",
+            f"{self.tidy['images'].min()} images a seed range, {drawn}.",
             f"Mean{plus_minus}standard error over training seeds: {trained}; one elsewhere."
             if trained
             else "One training a row: nothing is known of its spread over trainings.",
