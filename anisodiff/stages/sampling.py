@@ -186,7 +186,8 @@ def reference(
     loaded = image_sets.load(images)
     # few are in random order, as groups of them should be
     rest, few = loaded.split(min(keep, len(loaded) // 2))
-    tensors = {"preview": loaded.pixels[:PREVIEW]}
+    shown = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[:PREVIEW]  # of all classes
+    tensors = {"preview": loaded.take(shown)[0]}
     metadata = {"features": features.kind, "floor": None, "images": len(loaded)}
     kept = torch.cat(list(features_of(few, features, compute))) if len(few) else None
     if published is not None:
