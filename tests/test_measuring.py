@@ -64,6 +64,12 @@ def test_network_is_measured_in_batches_as_one(start, measured):
     assert 0 <= summary["close_to_optimum"] <= 1
 
 
+def test_on_an_isotropic_path_the_residual_is_the_deviation(measured):
+    tensors, _ = checkpoints.read(measured)
+    for kind in ("network", "kernel", "gaussian", "mixture"):
+        assert torch.allclose(tensors[f"{kind}.residual_deviation"], tensors[f"{kind}.deviation"], atol=1e-4)
+
+
 def test_closed_forms_are_measured_beside_it(measured):
     tensors, about = checkpoints.read(measured)
     assert list(about["summary"]) == sorted(["network", "kernel", "gaussian", "mixture"])

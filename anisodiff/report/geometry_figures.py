@@ -105,7 +105,7 @@ def deviation(entries: Entries) -> Figure:
     for tensors, (left, middle, right) in zip(entries.values(), all_axes, strict=True):
         for kind in _kinds(tensors):
             _spread(left, tensors["means"], tensors[f"{kind}.deviation"], kind, NAMES[kind])
-            _spread(middle, tensors["means"], tensors[f"{kind}.residual"], kind, NAMES[kind])
+            _spread(middle, tensors["means"], tensors[f"{kind}.residual_deviation"], kind, NAMES[kind])
             _spread(right, tensors["means"], tensors[f"{kind}.to_end"], kind, NAMES[kind])
         right.set_yscale("log")
         left.set_ylabel("deviation\n(pixel values)")

@@ -157,7 +157,7 @@ def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory
     join = lambda name, dim, of=shapes: torch.cat([getattr(each, name) for each in of], dim)  # noqa: E731
     found = {name: join(name, 1) for name in ("deviation", "to_end", "error")} | {"norm": torch.cat(norms, 1)}
     found |= {name: join(name, 0) for name in ("length", "explained", "plain")}
-    found |= {"residual": join("deviation", 1, free), "residual_explained": join("explained", 0, free)}
+    found |= {"residual_deviation": join("deviation", 1, free), "residual_explained": join("explained", 0, free)}
     curve, found["unlike"] = geometry.aligned(join("curve", 1))
     found["curve"] = curve[:, : run.shown]
     kept = first.first(run.shown)
@@ -174,7 +174,7 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
     """
     largest, place = found["deviation"].max(0)
     lengths = found["length"] / (float(means[0]) * size**0.5)
-    residual, residual_place = found["residual"].max(0)
+    residual, residual_place = found["residual_deviation"].max(0)
     left = found["error"][..., 2].max(0).values / largest
     return {
         "trajectories": len(largest),
