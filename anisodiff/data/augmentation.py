@@ -29,7 +29,7 @@ def draw_augmentation(count: int, probability: float, generator: torch.Generator
 
     Args:
         count: images.
-        probability: of each kind of augmentation but the first: an image is mirrored with probability 1/2.
+        probability: share of the images that each kind is chosen for; half of all images are mirrored.
         generator: a CPU generator.
     """
     normal = torch.randn((count, 4), generator=generator)
@@ -54,7 +54,7 @@ def augmented(images: Float[Tensor, "b c h w"], parameters: Float[Tensor, "b 8"]
 
     Args:
         images: square.
-        parameters: from `draw_augmentation`.
+        parameters: those that `draw_augmentation` drew.
     """
     flip = lambda kind, dim, x: torch.where(parameters[:, kind, None, None, None] > 0, x.flip(dim), x)  # noqa: E731
     images = flip(1, 2, flip(0, 3, images))

@@ -229,9 +229,9 @@ class DatasetFiles:
             ladder=settings.ladder,
             paths={name: self.path(name) for name in shown},
             warps={
-                name: [self.of(WARP, warp=name), warp.path]
-                for name, warp in settings.warps.items()
-                if warp.steps != "per_nfe" and name in first_of(settings.warps)
+                name: [self.of(WARP, warp=name), settings.warps[name].path]
+                for name in first_of(settings.warps)
+                if settings.warps[name].steps != "per_nfe"
             },
             strips={name: self.of(TRAJECTORY, method=name, nfe=nfe) for name in strip_methods(settings)},
             geometry=self.geometry,

@@ -86,7 +86,7 @@ def replicated(dataset: DatasetSettings) -> DatasetSettings:
     follow them, the i-th on the i-th, and what was trained once is shared.
 
     Args:
-        dataset: as configured, its references checked.
+        dataset: its settings as configured, references checked.
 
     Raises:
         StageError: as `seeds_of`.

@@ -18,7 +18,7 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        statistics: of the features of its images.
+        statistics: sums over the features of its images.
         features: `[N, D]`, in the order of seeds; None where they were not kept.
         metadata: its header.
     """
@@ -47,7 +47,7 @@ class Reference:
     """What distances are measured to.
 
     Attributes:
-        gaussian: of the features of the data.
+        gaussian: mean and covariance of the features of the data.
         features: `[M, D]` of some of its images, drawn at random; None where none were kept.
         floor: distance of these images to the rest of the data; None where it is not known.
         rest: number of the others.

@@ -104,7 +104,7 @@ def dinov2_vit_l14(file: Path, device: str) -> Features:
 
     Args:
         file: `dinov2_vitl14_pretrain.pth` as its authors publish it; only its tensors are read.
-        device: as torch names it.
+        device: torch's name of where to compute.
     """
     try:
         import timm
@@ -133,7 +133,7 @@ def _resized_positions(embedding: Float[Tensor, "1 n d"], patches: int) -> Float
     """Embeddings of the class token and of fewer patches, as DINOv2's own code resizes them: bicubic, offset by 0.1.
 
     Args:
-        embedding: of the class token and the patches of a square.
+        embedding: vectors of the class token and of the patches of a square.
         patches: wanted, of a square.
     """
     token, places = embedding[:, :1], embedding[:, 1:]
@@ -161,8 +161,8 @@ def extractor(kind: str, file: Path, device: str) -> Features:
 
     Args:
         kind: one of `FEATURES`.
-        file: of the network.
-        device: as torch names it.
+        file: weights of the network.
+        device: torch's name of where to compute.
 
     Raises:
         StageError: an unknown kind, no file, or a file of another kind.

@@ -29,8 +29,8 @@ def kernel_distance(features: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) 
     Its unbiased estimate in each of ten disjoint groups of images, which are independent: their mean has an error.
 
     Args:
-        features: of drawn images.
-        real: of the data.
+        features: those of drawn images.
+        real: those of images of the data.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
@@ -68,8 +68,8 @@ def precision_recall(features: Float[Tensor, "n d"], real: Float[Tensor, "m d"])
     Both depend on the numbers of images: values compare at equal ones.
 
     Args:
-        features: of drawn images.
-        real: of the data.
+        features: those of drawn images.
+        real: those of images of the data.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 

@@ -1,8 +1,10 @@
 """Streaming feature statistics, and the Frechet distance."""
 
 import functools
+import itertools
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,16 @@ class FeatureStatistics:
         self.count += len(features)
         self.sum += centred.sum(0)
         self.outer += centred.T @ centred
+
+    @staticmethod
+    def of(parts: Iterable[Float[Tensor, "b d"]]) -> "FeatureStatistics":
+        """Statistics of features that come in one part or more."""
+        parts = iter(parts)
+        first = next(parts)
+        statistics = FeatureStatistics(first.shape[1])
+        for part in itertools.chain([first], parts):
+            statistics.add(part)
+        return statistics
 
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
         if not self.count:

@@ -5,6 +5,7 @@ does (Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", Sec
 leave out the same seeds, also the error of their difference.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,31 +23,25 @@ def in_groups(features: Float[Tensor, "n d"]) -> list[FeatureStatistics]:
     Args:
         features: one row an image, in the order of seeds.
     """
-    groups = []
-    for part in features.tensor_split(GROUPS if len(features) >= 2 * GROUPS else 1):
-        statistics = FeatureStatistics(features.shape[1])
-        statistics.add(part)
-        groups.append(statistics)
-    return groups
+    return [
+        FeatureStatistics.of([part]) for part in features.tensor_split(GROUPS if len(features) >= 2 * GROUPS else 1)
+    ]
 
 
 def without_each(groups: Sequence[FeatureStatistics], truth: Gaussian) -> list[float]:
     """Distance to the data without each of the groups; none of one group, or of groups of several sizes.
 
     Args:
-        groups: of one seed range.
+        groups: statistics of the groups of one seed range.
         truth: the data.
     """
     sizes = [group.count for group in groups]
     if len(groups) < 2 or max(sizes) > min(sizes) + 1:
         return []
-    found = []
-    for left in range(len(groups)):
-        total = FeatureStatistics(len(truth.mean))
-        for index, group in enumerate(groups):
-            total = total if index == left else total + group
-        found.append(distance(total.gaussian, truth))
-    return found
+    nothing = FeatureStatistics(len(truth.mean))
+    before = itertools.accumulate(groups[:-1], initial=nothing)
+    after = [*itertools.accumulate(reversed(groups[1:]), lambda total, group: group + total, initial=nothing)][::-1]
+    return [distance((first + last).gaussian, truth) for first, last in zip(before, after, strict=True)]
 
 
 def error(left_out: Float[np.ndarray, " groups"]) -> float:
@@ -59,6 +54,15 @@ def error(left_out: Float[np.ndarray, " groups"]) -> float:
     return float(np.sqrt((groups - 1) / groups * np.square(left_out - np.mean(left_out)).sum()))
 
 
+def error_of_mean(ranges: Sequence[Float[np.ndarray, " groups"]]) -> float:
+    """Standard error of the mean over seed ranges, whose images are independent.
+
+    Args:
+        ranges: values without each group, of every range.
+    """
+    return float(np.sqrt(sum(error(left_out) ** 2 for left_out in ranges)) / len(ranges))
+
+
 def corrected(value: float, left_out: Float[np.ndarray, " groups"]) -> float:
     """A distance less its bias of few images, which falls as one over their number (Quenouille 1956).
 
@@ -66,8 +70,8 @@ def corrected(value: float, left_out: Float[np.ndarray, " groups"]) -> float:
     (arXiv:1911.07023) with two counts.
 
     Args:
-        value: of all images.
-        left_out: without each group, two or more.
+        value: the distance of all images.
+        left_out: distances without each group, two or more.
     """
     groups = len(left_out)
     return float(groups * value - (groups - 1) * np.mean(left_out))

@@ -4,8 +4,6 @@ Noise, times and levels are arguments, so a loss is a function and its randomnes
 all coefficients; callers take the mean over the batch.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -182,7 +180,7 @@ def kinetic(
 def warp_loss(
     denoiser: Denoiser,
     path: NoisePath,
-    warp: Warp,
+    warp: Warp | None,
     x0: Float[Tensor, "b c h w"],
     eps: Float[Tensor, "b c h w"],
     start: Float[Tensor, " b"],
@@ -193,13 +191,13 @@ def warp_loss(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Discretisation loss H of one midpoint step in warped time, and the score-matching loss L_hat at its start.
 
-    Paper, Section 5.2 and Eq. 20; the warp minimises their sum. Nothing is held constant: the network
+    Paper, Section 5.2 and Eq. 20; the warp, or the path, minimises their sum. Nothing is held constant: the network
     is evaluated at the warped levels.
 
     Args:
         denoiser: network over the path; its parameters are not trained here.
         path: the path whose time is warped.
-        warp: r(t; gamma).
+        warp: r(t; gamma); None is the path's own time, of a path that learns to be discretised, in all subspaces.
         x0: clean images in [-1, 1].
         eps: standard normal noise, in the path's coefficients.
         start: time at which the step starts, in [0, 1].
@@ -209,83 +207,29 @@ def warp_loss(
         c: scale of the data's variance in the weight.
     """
 
-    return _of_one_step(denoiser, path, lambda t: _in_time(path, c, *warp(t)), x0, eps, start, end, test, labels)
+    seen = path.for_labels(labels)
 
+    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at warped time."""
+        r, rate = (t, torch.ones_like(t)) if warp is None else warp(t)
+        noise = seen.at(r)
+        return noise.g, noise.sigma, noise.g_dot * rate[:, None] * ((noise.g + c) * noise.g).rsqrt()
 
-def discretisation_loss(
-    denoiser: Denoiser,
-    x0: Float[Tensor, "b c h w"],
-    eps: Float[Tensor, "b c h w"],
-    start: Float[Tensor, " b"],
-    end: Float[Tensor, " b"],
-    test: Float[Tensor, " b"],
-    labels: Float[Tensor, "b k"] | None = None,
-    c: float = 0.5,
-) -> Float[Tensor, " b"]:
-    """The sum of the losses of `warp_loss` without a warp: for a path that learns to be discretised, in all subspaces.
-
-    The network is for evaluation only: the second of the two is no loss of a network.
-
-    Args:
-        denoiser: network over the path.
-        x0: clean images in [-1, 1].
-        eps: standard normal noise, in the path's coefficients.
-        start: time at which the step starts, in [0, 1].
-        end: time at which it ends.
-        test: time between the two at which velocities are compared.
-        labels: one-hot classes.
-        c: scale of the data's variance in the weight.
-    """
-    path = denoiser.path.for_labels(labels)
-    at = lambda t: _in_time(path, c, t)  # noqa: E731
-    discretisation, score_matching = _of_one_step(denoiser, path, at, x0, eps, start, end, test, labels)
-    return discretisation + score_matching
-
-
-AtTime = tuple[Tensor, Tensor, Tensor]
-
-
-def _in_time(path: NoisePath | BatchPath, c: float, t: Tensor, rate: Tensor | None = None) -> AtTime:
-    """Variance, standard deviation, and the weight of a velocity `(M + c)^{-1/2} Mdot M^{-1/2}` at time t.
-
-    Args:
-        path: the noise path.
-        c: scale of the data's variance.
-        t: times.
-        rate: how fast these pass; None is at the rate of the path's time.
-    """
-    noise = path.at(t)
-    g_dot = noise.g_dot if rate is None else noise.g_dot * rate[:, None]
-    return noise.g, noise.sigma, g_dot * ((noise.g + c) * noise.g).rsqrt()
-
-
-def _of_one_step(
-    denoiser: Denoiser,
-    path: NoisePath | BatchPath,
-    at: Callable[[Tensor], AtTime],
-    x0: Tensor,
-    eps: Tensor,
-    start: Tensor,
-    end: Tensor,
-    test: Tensor,
-    labels: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Discretisation and score-matching loss of one midpoint step between two times."""
     g, sigma, weight = at(start)
-    z = path.from_pixels(x0) + path.scale(eps, sigma)
+    z = seen.from_pixels(x0) + seen.scale(eps, sigma)
     flow = denoiser.flow(z, g, labels)
-    score_matching = path.inner(2 * flow, flow + eps) * weight.square().to(z.dtype)
+    score_matching = seen.inner(2 * flow, flow + eps) * weight.square().to(z.dtype)
 
     g_hat, sigma_hat, _ = at((start + end) / 2)
     delta = sigma_hat - sigma
-    flow_hat = denoiser.flow(z - path.scale(flow, delta), g_hat, labels)
+    flow_hat = denoiser.flow(z - seen.scale(flow, delta), g_hat, labels)
 
     g_test, sigma_test, weight_test = at(test)
     step = sigma_test - sigma
     change = flow_hat - flow
     share = step / torch.where(delta == 0, 1.0, delta)  # in the limit start = end there is no change to share out
-    reached = z - path.scale(flow, step) - path.scale(change, share * step / 2)
-    interpolated = flow + path.scale(change, share)
+    reached = z - seen.scale(flow, step) - seen.scale(change, share * step / 2)
+    interpolated = flow + seen.scale(change, share)
     error = denoiser.flow(reached, g_test, labels) - interpolated
-    discretisation = path.inner(error, error) * weight_test.square().to(z.dtype)
+    discretisation = seen.inner(error, error) * weight_test.square().to(z.dtype)
     return discretisation.sum(1), score_matching.sum(1)

@@ -22,7 +22,7 @@ class Loss(Entry):
 LOSSES = {
     "tlsm": Loss("objectives.losses:tlsm_loss", learns_path=True),
     "edm": Loss("objectives.losses:edm_loss"),
-    "discretisation": Loss("objectives.losses:discretisation_loss", learns_path=True, learns_network=False),
+    "discretisation": Loss("objectives.losses:warp_loss", learns_path=True, learns_network=False),
 }
 WEIGHTS = {  # the function takes variances with their rates, and the constant c
     "tlsm": Entry("objectives.losses:tlsm_weight"),

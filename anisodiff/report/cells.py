@@ -1,11 +1,12 @@
 """Cells of a table: the distances of a method at a budget, over its training seeds and its seed ranges of images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from anisodiff.metrics.spread import error
+from anisodiff.metrics.spread import error_of_mean
 
 COLUMNS = [
     "dataset", "method", "nfe", "evaluations", "images", "ranges", "seeds", "mean", "seed_error", "error", "std", "min",
@@ -23,12 +24,11 @@ def cells(distance_rows: pd.DataFrame, left_out: pd.DataFrame, order: Sequence[s
     one training; empty for one range). Metrics are means.
 
     Args:
-        distance_rows: from `distances`.
+        distance_rows: rows of `distances`.
         left_out: distances without each group of images, from there.
-        order: of the methods.
+        order: names of the methods.
     """
-    rows = distance_rows.reindex(columns=list(dict.fromkeys([*distance_rows.columns, "training_seed", *MEASURED])))
-    rows["training_seed"] = rows["training_seed"].fillna(0)  # tables of before there were any
+    rows = distance_rows.reindex(columns=list(dict.fromkeys([*distance_rows.columns, *MEASURED])))
     groups = rows.groupby(["dataset", *KEY], sort=False)
     table = groups.agg(
         evaluations=("evaluations", "max"),
@@ -59,17 +59,16 @@ def cells(distance_rows: pd.DataFrame, left_out: pd.DataFrame, order: Sequence[s
     return in_order(table, order)[COLUMNS]
 
 
-def errors_over_images(left_out: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """Standard error over images of the mean of every cell whose images come in groups.
+def errors_over_images(left_out: pd.DataFrame) -> dict[Any, float]:
+    """Standard error over images of the mean of every cell whose images come in groups, by method and budget.
 
     All training seeds of a cell draw the same noises: what a group changes is averaged over them first.
     """
     averaged = left_out.groupby([*KEY, "range", "group"])["distance"].mean()
-    found = {}
-    for key, of_cell in averaged.groupby(KEY):
-        ranges = [error(values.to_numpy()) for _, values in of_cell.groupby("range")]
-        found[key] = float(np.sqrt(np.square(ranges).sum()) / len(ranges))
-    return found
+    return {
+        key: error_of_mean([values.to_numpy() for _, values in of_cell.groupby("range")])
+        for key, of_cell in averaged.groupby(KEY)
+    }
 
 
 def in_order(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from anisodiff.metrics.spread import error
+from anisodiff.metrics.spread import error_of_mean
 
 LEVEL = 0.05
 
@@ -18,7 +18,7 @@ class Difference:
     Attributes:
         value: first less second.
         error: standard error; NaN where nothing is known of it.
-        degrees_of_freedom: of it (Welch and Satterthwaite).
+        degrees_of_freedom: how much the standard error rests on (Welch and Satterthwaite).
     """
 
     value: float
@@ -48,13 +48,11 @@ class Comparisons:
     is taken as it is: nothing is known of another training of it.
 
     Args:
-        rows: from `distances`.
-        left_out: from there: distances without each group of images.
+        rows: rows of `distances`.
+        left_out: its distances without each group of images.
     """
 
     def __init__(self, rows: pd.DataFrame, left_out: pd.DataFrame):
-        seeds = rows["training_seed"].fillna(0) if "training_seed" in rows else 0
-        rows = rows.assign(training_seed=seeds)
         self._ranges = {key: each for key, each in rows.groupby(["method", "nfe"])}
         self._groups = {key: each for key, each in left_out.groupby(["method", "nfe"])}
 
@@ -88,7 +86,7 @@ class Comparisons:
         found = [apart[number].to_numpy() for number in shared if number in apart.index]
         if len(found) < len(shared) or min(map(len, found), default=0) < 2:
             return None
-        return sum(error(each) ** 2 for each in found) / len(found) ** 2, float(sum(len(each) - 1 for each in found))
+        return error_of_mean(found) ** 2, float(sum(len(each) - 1 for each in found))
 
 
 def _of_trainings(a: pd.Series, b: pd.Series) -> list[tuple[float, float]]:
@@ -96,7 +94,7 @@ def _of_trainings(a: pd.Series, b: pd.Series) -> list[tuple[float, float]]:
 
     Args:
         a: mean of each training seed.
-        b: of the other row.
+        b: means of the other row.
     """
     if len(a) > 1 and a.index.equals(b.index):
         return [_of_mean(a - b)]

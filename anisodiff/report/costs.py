@@ -17,8 +17,8 @@ def costs(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """One row a cell: its mean distance, beside what sampling and training took on which device.
 
     Args:
-        rows: from `distances`.
-        order: of the methods.
+        rows: rows of `distances`.
+        order: names of the methods.
     """
     groups = rows.groupby(["method", "nfe"], sort=False)
     found = groups.agg(

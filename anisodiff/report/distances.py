@@ -1,5 +1,7 @@
 """Distances of the cells of a table to the data: one row a seed range, and how sure they are of their images."""
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +40,9 @@ class _Range:
         name, seed = without_seed(self.method)
         return {"method": name, "nfe": self.nfe, "training_seed": seed, "range": self.number}
 
-    @property
+    @functools.cached_property
     def total(self) -> frechet.FeatureStatistics:
-        first, *others = (cell.statistics for cell in self.shards)
-        for each in others:
-            first = first + each
-        return first
+        return functools.reduce(operator.add, (cell.statistics for cell in self.shards))
 
     @property
     def features(self) -> Tensor | None:
@@ -100,7 +99,7 @@ def distances(
     Args:
         dataset: its name.
         reference: feature statistics of the data.
-        manifests: of the sampling jobs, one a method and shard, in folders named by method.
+        manifests: files of the sampling jobs, one a method and shard, in folders named by method.
         images: images of a seed range; shards are summed in the order of their seeds.
         features: kind of the feature network.
         output: CSV file.

@@ -21,7 +21,7 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
     """One row a likelihood, training seed and estimator: bits per dimension, mean and standard error over images.
 
     Args:
-        files: of the stage `likelihood`, by name, a file a shard.
+        files: those of the stage `likelihood`, by name, a file a shard.
 
     Raises:
         StageError: a file holds no likelihood.

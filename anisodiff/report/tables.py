@@ -45,14 +45,16 @@ def table(
     """Write `table.csv`, `table.md`, `table.tex`, `metrics.md`, `cost.csv` and `cost.md` into the folder `output`.
 
     Args:
-        distance_file: from `distances`.
-        left_out_file: from there too.
+        distance_file: CSV file of `distances`.
+        left_out_file: its CSV file of distances without each group of images.
         methods: settings of the methods, in the order of the rows.
         output: folder.
         ladder: methods, each one ingredient more than the one before: what each buys is a page part of its own.
         beside: what belongs to the table besides distances.
     """
     beside, rows, left_out = beside or Beside(), read(distance_file), read(left_out_file)
+    if "training_seed" not in rows:  # tables of before there were several
+        rows["training_seed"] = 0
     measured = likelihood_rows(beside.likelihoods)
     tidy = with_likelihoods(cells(rows, left_out, list(methods)), measured, methods)
     if len(measured):
@@ -61,7 +63,7 @@ def table(
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
     write_text(output / "cost.md", cost_page(spent) + search_page(beside.searches) + tuning_page(beside.tunings))
-    write_text(output / "metrics.md", metrics_page(tidy, rows))
+    write_text(output / "metrics.md", metrics_page(tidy))
     page = Page(tidy, rows, left_out, methods, on_metric(beside.tunings, tidy["features"].iloc[0]))
     published = beside.published
     others = published and published_values(rows["dataset"].iloc[0], published.file, published.methods)
@@ -71,12 +73,11 @@ def table(
     write_text(output / "table.tex", page.latex())
 
 
-def metrics_page(tidy: pd.DataFrame, rows: pd.DataFrame) -> str:
+def metrics_page(tidy: pd.DataFrame) -> str:
     """What else is known of every cell, as a page for people.
 
     Args:
-        tidy: from `cells`.
-        rows: from `distances`.
+        tidy: rows of `cells`.
     """
     head = ["method", "NFE", "distance ± s.e.", "without bias", "KID ± s.e., 1e-3", "precision", "recall"]
     lines = []
@@ -104,9 +105,9 @@ class Page:
     """Method by budget, with the best of each column marked and what a reader must know below.
 
     Args:
-        tidy: from `cells`.
-        rows: from `distances`.
-        left_out: from there: distances without each group of images.
+        tidy: rows of `cells`.
+        rows: rows of `distances`.
+        left_out: its distances without each group of images.
         methods: settings of the methods.
         on_metric: tunings that learned the distance itself: their rows are marked, and never the best.
     """

@@ -4,7 +4,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def _make_cell(
             found = extract(images)
             statistics = statistics or frechet.FeatureStatistics(found.shape[1])
             statistics.add(found)
-            every.append(found.to("cpu", torch.float32) if drawing.keep != "statistics" else found[:0].cpu())
+            if drawing.keep != "statistics":
+                every.append(found.to("cpu", torch.float32))
             preview.append(images[: max(0, PREVIEW - spent)])
             spent += len(preview[-1])
             batches += 1
@@ -162,9 +163,7 @@ def _make_cell(
         "last_step": [float(f"{sampler.path.mean_log(each.square()).mean().div(2).exp():.4g}") for each in last],
     }
     tensors = statistics.tensors() | {"preview": torch.cat(preview)}
-    if drawing.keep != "statistics":
-        tensors["features"] = torch.cat(every)
-    checkpoints.save(cell, tensors, metadata | made)
+    checkpoints.save(cell, tensors | ({"features": torch.cat(every)} if every else {}), metadata | made)
 
 
 def reference(
@@ -193,9 +192,9 @@ def reference(
     if published is not None:
         gaussian, described["published"] = load_reference(published, features.kind).gaussian, published.name
     else:
-        statistics = statistics_of(features_of(rest.in_order(), features, compute))
+        statistics = frechet.FeatureStatistics.of(features_of(rest.in_order(), features, compute))
         if kept is not None:
-            drawn = statistics_of([kept])
+            drawn = frechet.FeatureStatistics.of([kept])
             metadata["floor"] = frechet.distance(drawn.gaussian, statistics.gaussian) if len(kept) > 1 else None
             statistics = drawn + statistics
         gaussian = statistics.gaussian
@@ -212,17 +211,6 @@ def features_of(images: image_sets.Images, features: FeatureFile, compute: Compu
         for part, _ in images.parts():
             yield extract(part).to("cpu", torch.float32)
             bar.update(len(part))
-
-
-def statistics_of(parts: Iterable[Tensor]) -> frechet.FeatureStatistics:
-    """Statistics of features that come in parts, one or more."""
-    statistics = None
-    for part in parts:
-        statistics = statistics or frechet.FeatureStatistics(part.shape[1])
-        statistics.add(part)
-    if statistics is None:
-        raise StageError("features: there are none")
-    return statistics
 
 
 def evaluate(
@@ -247,7 +235,9 @@ def evaluate(
     truth = load_reference(reference_file, features.kind).gaussian
     with tempfile.TemporaryDirectory() as folder:
         sources.make_images(source, Path(folder) / "images", resolution, transform, compute.threads)
-        statistics = statistics_of(features_of(image_sets.load(Path(folder) / "images"), features, compute))
+        statistics = frechet.FeatureStatistics.of(
+            features_of(image_sets.load(Path(folder) / "images"), features, compute)
+        )
     value = frechet.distance(statistics.gaussian, truth)
     return {"metric": FEATURES[features.kind].title, "value": value, "images": statistics.count, "source": source}
 

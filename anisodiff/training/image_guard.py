@@ -37,8 +37,7 @@ def image_error(denoiser: Denoiser, images: int, nfe: int, device: str) -> Calla
 
 def _drawn(denoiser: Denoiser, images: int, nfe: int, device: str) -> Float[Tensor, "n c h w"]:
     budget, network = steps_for_nfe(nfe, METHOD), denoiser.network
-    # a path in its own time has no use for the ends of EDM's grid
-    request = GridRequest(budget.points, budget.append_zero, denoiser.path, float("nan"), float("nan"))
+    request = GridRequest(budget.points, budget.append_zero, denoiser.path)
     levels, step = GRIDS[METHOD.grid].load()(request), SOLVERS[METHOD.solver].with_order()
     seeds, found = range(FIRST_SEED, FIRST_SEED + images), []
     for chosen, z in final_states(denoiser, levels, step, seeds, network.shape, network.classes, BATCH, device):

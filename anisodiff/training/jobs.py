@@ -19,7 +19,7 @@ from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
 from anisodiff.networks.turned import Turned
 from anisodiff.networks.unets import RawNetwork
-from anisodiff.objectives.losses import discretisation_loss, edm_loss, kinetic, tlsm_loss, warp_loss
+from anisodiff.objectives.losses import edm_loss, kinetic, tlsm_loss, warp_loss
 from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.storage.files import Metadata
@@ -209,7 +209,7 @@ def network_work(
 
     def mean_loss(drawn: Batch) -> Tensor:
         if run and run.loss == "discretisation":
-            return discretisation_loss(denoiser, c=run.c, **batches.moved(drawn)).mean()
+            return _of_one_step(denoiser, run.c, batches.moved(drawn))
         if run:
             there = batches.moved(drawn)
             probe = there.pop("probe", None)
@@ -231,6 +231,12 @@ def network_work(
     return TrainingJob(training, schedule, records, path)
 
 
+def _of_one_step(denoiser: Denoiser, c: float, drawn: Batch, warp: Warp | None = None) -> Tensor:
+    """Mean of the warp's loss, in warped time or in the path's own."""
+    discretisation, score_matching = warp_loss(denoiser, denoiser.path, warp, c=c, **drawn)
+    return (discretisation + score_matching).mean()
+
+
 STEPS = 8  # steps that a schedule is discretised in (paper, Section 5.2)
 
 
@@ -239,7 +245,7 @@ def _window(count: int, length: float | Tensor, generator: torch.Generator) -> B
 
     Args:
         count: images.
-        length: of the step, but for what would pass 0.
+        length: how long the step is, but for what would pass 0.
         generator: a CPU generator.
     """
     uniform = lambda: torch.rand(count, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -277,45 +283,30 @@ def _guard(
     if settings.guard == "images":
         error = image_error(denoiser, settings.guard_images, settings.guard_nfe, device)
         return EarlyStop(error, every, settings.guard_tolerance, keep_best=True)
-    loss = _heldout_step if settings.loss == "discretisation" else _heldout_loss
-    return EarlyStop(loss(denoiser, batches, settings), every, settings.guard_tolerance)
-
-
-def _repeats(batches: Batches) -> int:
-    """How often held-out images are used, with noise of their own, for a loss of 512 or more."""
-    return max(1, math.ceil(512 / max(1, batches.fixed_count)))
-
-
-def _heldout_step(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
-    """The loss of the discretisation on fixed held-out images, with fixed noise and steps."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    index = torch.arange(batches.fixed_count).repeat(_repeats(batches))
-    drawn = batches.fixed(index)
-    drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
-    fixed = batches.moved(drawn | _window(len(index), 1 / STEPS, generator))
-
-    def loss() -> float:
-        with torch.no_grad():
-            return float(discretisation_loss(denoiser, c=settings.c, **fixed).mean())
-
-    return loss
+    return EarlyStop(_heldout_loss(denoiser, batches, settings), every, settings.guard_tolerance)
 
 
 def _heldout_loss(denoiser: Denoiser, batches: Batches, settings: RunSettings) -> Callable[[], float]:
-    """TLSM's loss on fixed held-out images, at stratified times with fixed noise.
+    """The run's loss on fixed held-out images with fixed noise, 512 or more of them; TLSM's at stratified times.
 
     A rise means that the path has run away from what the network knows.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    index = torch.arange(batches.fixed_count).repeat(_repeats(batches))
+    repeats = max(1, math.ceil(512 / max(1, batches.fixed_count)))
+    index = torch.arange(batches.fixed_count).repeat(repeats)
     drawn = batches.fixed(index)
     drawn["eps"] = torch.randn(drawn["images"].shape, generator=generator)
-    order = torch.randperm(len(index), generator=generator)
-    drawn["t"] = ((order + 0.5) / len(index)).to(torch.float64)
+    if settings.loss == "discretisation":
+        drawn |= _window(len(index), 1 / STEPS, generator)
+    else:
+        order = torch.randperm(len(index), generator=generator)
+        drawn["t"] = ((order + 0.5) / len(index)).to(torch.float64)
     fixed = batches.moved(drawn)
 
     def loss() -> float:
         with torch.no_grad():
+            if settings.loss == "discretisation":
+                return float(_of_one_step(denoiser, settings.c, fixed))
             return float(tlsm_loss(denoiser, c=settings.c, through_level=False, weight=settings.weight, **fixed).mean())
 
     return loss
@@ -360,8 +351,7 @@ def warp_work(
         return drawn | _window(schedule.piece, window / steps, generator)
 
     def mean_loss(drawn: Batch) -> Tensor:
-        discretisation, score_matching = warp_loss(denoiser, path, warp, c=settings.c, **batches.moved(drawn))
-        return (discretisation + score_matching).mean()
+        return _of_one_step(denoiser, settings.c, batches.moved(drawn), warp)
 
     training = TrainingState({"warp": warp}, {"warp": settings.learning_rate})
     return TrainingJob(training, schedule, train(training, schedule, draw, mean_loss), path)
