@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -454,7 +454,9 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     grid: GridFiles = [],  # noqa: B006 - typer's way to an empty list
-    keep: Annotated[str, typer.Option(help="What stays of the images: statistics, features or images.")] = "statistics",
+    keep: Annotated[
+        Literal["statistics", "features", "images"], typer.Option(help="What stays of the images.")
+    ] = "statistics",
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
