@@ -624,6 +624,18 @@ def table(
     tables.table(distances, left_out, methods, output, ladder, beside)
 
 
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A dataset's results, such as results/digits.")],
+    baseline: Annotated[str, typer.Argument(help="Row that the others are compared with.")],
+    rows: Annotated[list[str], typer.Argument(help="Other rows of the table.")],
+) -> None:
+    """Print how far rows of a table are from another on the noises that they share, with 95 % intervals."""
+    from anisodiff.report import comparisons
+
+    typer.echo(comparisons.compare(folder, baseline, rows))
+
+
 @app.command("geometry-table", rich_help_panel=RESULTS)
 def geometry_table(
     files: Annotated[dict, typer.Option(parser=_json, metavar="JSON", help="Files of the geometry stage, by name.")],

@@ -1,13 +1,16 @@
 """Spreads and comparisons on synthetic features and tables, whose answers are known."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from anisodiff.errors import StageError
 from anisodiff.metrics import fidelity, frechet, spread
 from anisodiff.report.cells import cells, errors_over_images
-from anisodiff.report.comparisons import Comparisons
+from anisodiff.report.comparisons import Comparisons, compare
 
 NORMAL = torch.distributions.Normal(0, 1)
 
@@ -120,6 +123,21 @@ def test_without_groups_only_the_lowest_is_best():
     assert comparisons.difference("b", "a", 5).is_above
     assert not comparisons.difference("a", "a", 5).is_above
     assert np.isnan(comparisons.difference("b", "a", 5).interval)
+
+
+def test_a_folder_is_compared_at_the_budgets_that_rows_share(tmp_path):
+    noise = 0.1 * np.random.default_rng(0).normal(size=(3, 1, 1000))
+    rows, left = table({"a": 2 + noise[0], "b": 3 + noise[1], "c": 2 + noise[2]})
+    also = rows[rows["method"] == "a"].assign(nfe=9)
+    pd.concat([rows, also]).to_csv(tmp_path / "distances.csv")
+    left.to_csv(tmp_path / "distances-left-out.csv")
+    head, _, own, worse, same = compare(tmp_path, "a", ["b", "c"]).splitlines()
+    assert head == "| row | NFE 5 | NFE 9 |"
+    assert own == "| a | 2.00 | 2.00 |"
+    assert re.fullmatch(r"\| b less a \| \*\*\+\d\.\d\d ± 0\.01\*\* \|  \|", worse)
+    assert "**" not in same
+    with pytest.raises(StageError, match="no row d: there are a, b, c"):
+        compare(tmp_path, "a", ["d"])
 
 
 def test_cells_average_over_training_seeds():

@@ -1,12 +1,16 @@
 """Whether one row of a table is better than another: differences on shared noises, with their errors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from anisodiff.errors import StageError
 from anisodiff.metrics.spread import error_of_mean
+from anisodiff.report.plain_tables import markdown, read
 
 LEVEL = 0.05
 
@@ -87,6 +91,41 @@ class Comparisons:
         if len(found) < len(shared) or min(map(len, found), default=0) < 2:
             return None
         return error_of_mean(found) ** 2, float(sum(len(each) - 1 for each in found))
+
+
+def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
+    """A Markdown table of how much larger the distances of rows are than a baseline's, at every budget that both have.
+
+    Each difference stands with half of its 95 % confidence interval, in bold where that excludes 0.
+
+    Args:
+        folder: of a dataset's results, finished or published: its `distances.csv` and `distances-left-out.csv` are read.
+        baseline: method; its own distances are the first line.
+        others: methods.
+
+    Raises:
+        StageError: a file is missing, or a method is in none of the rows.
+    """
+    rows, left_out = (read(folder / f"{name}.csv") for name in ("distances", "distances-left-out"))
+    known = set(rows["method"])
+    if lost := [name for name in (baseline, *others) if name not in known]:
+        raise StageError(f"{folder}: no row {', '.join(lost)}: there are {', '.join(sorted(known))}")
+    comparisons, mean = Comparisons(rows, left_out), rows.groupby(["method", "nfe"])["distance"].mean()
+    budgets = sorted(mean[baseline].index)
+
+    def change(name: str, nfe: int) -> str:
+        if (name, nfe) not in mean.index:
+            return ""
+        found = comparisons.difference(name, baseline, nfe)
+        if np.isnan(found.error):
+            return f"{found.value:+.2f}"
+        text = f"{found.value:+.2f} ± {found.interval:.2f}"
+        return f"**{text}**" if abs(found.value) > found.interval else text
+
+    head = ["row", *(f"NFE {nfe}" for nfe in budgets)]
+    lines = [[baseline, *(f"{mean[baseline, nfe]:.2f}" for nfe in budgets)]]
+    lines += [[f"{name} less {baseline}", *(change(name, nfe) for nfe in budgets)] for name in others]
+    return markdown([head, *lines])
 
 
 def _of_trainings(a: pd.Series, b: pd.Series) -> list[tuple[float, float]]:
