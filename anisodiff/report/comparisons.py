@@ -99,7 +99,7 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     Each difference stands with half of its 95 % confidence interval, in bold where that excludes 0.
 
     Args:
-        folder: of a dataset's results, finished or published: its `distances.csv` and `distances-left-out.csv` are read.
+        folder: a dataset's finished or published results: `distances.csv` and `distances-left-out.csv` are read.
         baseline: method; its own distances are the first line.
         others: methods.
 
@@ -110,11 +110,12 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     known = set(rows["method"])
     if lost := [name for name in (baseline, *others) if name not in known]:
         raise StageError(f"{folder}: no row {', '.join(lost)}: there are {', '.join(sorted(known))}")
-    comparisons, mean = Comparisons(rows, left_out), rows.groupby(["method", "nfe"])["distance"].mean()
-    budgets = sorted(mean[baseline].index)
+    comparisons = Comparisons(rows, left_out)
+    mean = {key: float(each.mean()) for key, each in rows.groupby(["method", "nfe"])["distance"]}
+    budgets = sorted(set(rows[rows["method"] == baseline]["nfe"]))
 
     def change(name: str, nfe: int) -> str:
-        if (name, nfe) not in mean.index:
+        if (name, nfe) not in mean:
             return ""
         found = comparisons.difference(name, baseline, nfe)
         if np.isnan(found.error):
