@@ -46,7 +46,11 @@ def results(tmp_path):
         for first in (0, 10, 20, 30):
             made = shard(tmp_path, method, 9, (first, first + 9), normal(shift))
             if first < 20:
-                early = {"stopped_early": True, "versions": ["0", "1"], "last_step": None} if method == "first" else {}
+                early = (
+                    {"stopped_early": True, "versions": ["0", "1"], "last_step": None}
+                    if method == "first"
+                    else {"last_step": [0.05, 0.0]}
+                )
                 shard(tmp_path, method, 11, (first, first + 9), normal(shift), **early)
             manifests.append(made)
     reference, left_out = tmp_path / "reference.safetensors", tmp_path / "left.csv"
@@ -84,7 +88,7 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
     assert "20 images a seed range, one range, 2 at NFE 9." in page
     assert "One training a row: nothing is known of its spread over trainings." in page
     assert "In brackets: standard error over images" in page
-    assert "Last step, by the mean noise level: second, first at NFE 9 from 0.03 to 0.\n" in page
+    assert "Last step, by the mean noise level: second from 0.03-0.05 to 0; first from 0.03 to 0.\n" in page
     tex = (results / "table.tex").read_text()
     assert tex.count("\\textbf") == 3  # ten images are too few to tell the two apart at NFE 11
     assert tex.count("&") == 3 * 7

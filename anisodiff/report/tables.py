@@ -230,18 +230,14 @@ class Page:
 
     def _last_steps(self) -> list[str]:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
-        steps: dict[str, dict[str, list[int]]] = {}
+        steps: dict[str, list[str]] = {}
         every = self.rows.reindex(columns=["method", "nfe", "last_from", "last_to"])  # early versions' do not say it
-        known = every.drop_duplicates(["method", "nfe"]).dropna(subset="last_to")
-        for row in sorted(known.to_dict("records"), key=lambda row: list(self.methods).index(row["method"])):
-            said = f"from {row['last_from']:g} to 0" if row["last_to"] == 0 else f"to {row['last_to']:g}"
-            steps.setdefault(said, {}).setdefault(row["method"], []).append(row["nfe"])
-        budgets = self.rows.groupby("method")["nfe"].nunique()
-
-        def named(method: str, nfes: list[int]) -> str:
-            return method if len(nfes) == budgets[method] else f"{method} at NFE {', '.join(map(str, sorted(nfes)))}"
-
-        return [f"{', '.join(named(*each) for each in by.items())} {said}" for said, by in steps.items()]
+        known = {name: each for name, each in every.dropna(subset="last_to").groupby("method")}
+        for method in self.methods:
+            for ends_at_zero, each in known.get(method, every[:0]).groupby(lambda row: every["last_to"][row] == 0):
+                said = f"from {_between(each['last_from'])} to 0" if ends_at_zero else f"to {_between(each['last_to'])}"
+                steps.setdefault(said, []).append(method)
+        return [f"{', '.join(methods)} {said}" for said, methods in steps.items()]
 
     def markdown(self) -> str:
         table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡", " §")])
@@ -287,3 +283,8 @@ class Page:
         lines += ["\\hline", "\\end{tabular}"]
         lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:", "section:")]
         return "\n".join(lines) + "\n"
+
+
+def _between(levels: pd.Series) -> str:
+    """The level of all budgets, or the lowest and the highest."""
+    return f"{levels.min():g}" if levels.nunique() == 1 else f"{levels.min():.2g}-{levels.max():.2g}"
