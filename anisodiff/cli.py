@@ -288,7 +288,7 @@ def make_path(
     output: Output,
     basis: BasisFile = None,
 ) -> None:
-    """Make a path that needs no training: EDM's, or the closed form for the data's spectrum."""
+    """Make a path that needs no training: EDM's, the closed form for the data's spectrum, or the flexible process's."""
     from anisodiff.stages import initial_paths
     from anisodiff.storage import checkpoints
 

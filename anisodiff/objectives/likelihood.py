@@ -116,9 +116,9 @@ def ode_log_likelihood(
     Args:
         denoiser: over the path, in evaluation mode.
         x0: images in pixels, dequantised.
-        levels: the grid, which is followed upwards; not down to 0. What has a density is the last level: compare only
-            those of one last level, and take it well below the width of a grey level (seen on the digits, whose grey
-            levels are 0.125 apart: 103 nats from 0.002, 90.7 from 0.015, 84.0 from 0.03).
+        levels: the grid, which is followed upwards; not down to 0. The density is that of images with the last level's
+            noise: compare at one last level, and take it well below the width of a grey level (seen on the digits,
+            whose grey levels are 0.125 apart: 103 nats from 0.002, 90.7 from 0.015, 84.0 from 0.03).
         moments: of the data, for the prior.
         labels: one-hot classes.
         probes: random signs in pixels, the same for all steps; their estimates of the trace are averaged. None takes
@@ -254,8 +254,8 @@ def bound(
     """Lower bound of the log probability of images of grey levels: an unbiased estimate, without a gradient.
 
     It is minus the path's part (`diffusion_loss`) minus the prior's (`prior_divergence`; arXiv:2206.10365, Eq. 17). The
-    decoder rounds to the nearest grey level: with a `decoder_noise` of 0.12 of the distance between two of them that is
-    certain, but for 1e-4 nats a dimension, which are left out.
+    decoder rounds to the nearest grey level: with a `decoder_noise` of 0.12 of the distance between two of them its own
+    part is below 1e-4 nats a dimension, and left out.
 
     Args:
         denoiser: over the path, in evaluation mode.
@@ -307,7 +307,9 @@ def _diagonal(path: NoisePath | BatchPath, z: Tensor, values: Tensor) -> Tensor:
 
 def _require_coefficients(path: NoisePath) -> None:
     if isinstance(path.subspaces, PcaSubspaces):
-        raise InvalidArgument("likelihood: a path of principal subspaces keeps no coefficients: take a whole basis")
+        raise InvalidArgument(
+            "likelihood: a path of principal subspaces keeps no coefficients: take one on no basis:NAME"
+        )
 
 
 def _require_unit(x0: Tensor) -> None:

@@ -56,7 +56,7 @@ def elbo_weight(noise: Variance, c: float) -> Float[Tensor, "b j"]:
 
 
 def simple_weight(noise: Variance, c: float) -> Float[Tensor, "b j"]:
-    """Weight 1, which every rise of a level lowers: for paths that are fixed, or held by `kinetic`."""
+    """Weight 1, for paths that are fixed or held by `kinetic`: others lower the loss by raising levels without end."""
     return torch.ones_like(noise.g)
 
 

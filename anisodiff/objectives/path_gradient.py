@@ -1,14 +1,14 @@
 """Derivative of the flow with respect to the path's parameters, and of functions of M in a basis that turns.
 
-The flow is `f = N^T score` for a root `N N^T = M`; here `N = M^{1/2}`, symmetric. At a fixed point of an exact network
+The flow is `f = N^T score` for a root `N N^T = M`; here `N = M^{1/2}`, symmetric. At fixed z, for an exact network
 
     d f = 1/2 sum_i D^2 f[e_i, (d M) e_i] + D f[(d M) score] + (d N)^T score
 
-(paper, Lemma 5, with exponent -1/2 in its middle term, is the case of a fixed basis; where the basis moves, its last
-term `1/2 M^{-1} (d M) f` is another). It is contracted with the loss's gradient in the flow, G, held constant: with
+(paper, Lemma 5, with exponent -1/2 in its middle term, covers a fixed basis; for a moving one its last term,
+`1/2 M^{-1} (d M) f`, differs). It is contracted with the loss's gradient in the flow, G, held constant: with
 `h(z) = <G, flow(z)>` it is the derivative of
 
-    1/2 <M e, Hess h e> + <M grad h, score> + <N G, score>,    E[e e^T] = 1,
+    1/2 <M e, Hess h e> + <M grad h, score> + <N G, score>,    E[e e^T] = I,
 
 in M and N: a gradient in z and a Hessian-vector product, whatever the number of parameters.
 

@@ -1,7 +1,7 @@
 """Orthonormal bases that can be learned: `U = exp(A) U_0`, A antisymmetric (arXiv:2206.10365, A.4 and B.2).
 
-A basis starts at U_0. Its parameters `turn` are the upper triangle of A: angles in radians between pairs of vectors, 0
-at the start. Rows of U are basis vectors; coefficients are `z = U x`.
+A basis starts at U_0. Its parameters `turn` are the upper triangle of A: to first order the rotation, in radians, in the
+plane of two vectors; 0 at the start. Rows of U are basis vectors; coefficients are `z = U x`.
 """
 
 import copy
@@ -24,8 +24,8 @@ STARTS = ("dct", "identity")  # bases that a dense basis can start from by name
 def bands(size: int, channels: int, count: int) -> Int[Tensor, "c h h"]:
     """The subspace of each DCT mode of every channel, in bands of near-equal rank by distance from the constant mode.
 
-    They are those of `partition(size, "radial:J")` where that has so many; further ones part modes of one distance, in
-    the order of their rows, and beyond H * H also the channels.
+    They are those of `partition(size, "radial:J")` where that has J bands; otherwise modes of one distance are parted
+    in the order of their rows, and beyond H * H also the channels.
 
     Args:
         size: image side H.
@@ -69,7 +69,7 @@ class RotatedBasis(nn.Module):
         InvalidArgument: the index leaves a subspace out, or `turn` has another length.
     """
 
-    classes = 0  # with a basis of their own
+    classes = 0  # that have a basis each
     count: int
     index: Tensor
     start = "dct"  # name of U_0; "data" where its vectors are given

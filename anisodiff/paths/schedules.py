@@ -258,7 +258,7 @@ MOST_ENTRIES = 2**22  # of a closed form's table, nodes by subspaces
 def spectral_curve(
     spectra: list[Float[Tensor, " _"]], c: float, g_min: float, g_max: float, resolution: int = 400
 ) -> LogLinear:
-    """The path of least TLSM loss for Gaussian data: each subspace moves at constant `speed` (design, closed form).
+    """The path of least TLSM loss for Gaussian data: each subspace moves at constant `speed`.
 
     Its nodes are those of all subspaces together. Where the table would be too large, every second, third, ... is left
     out (with a subspace for each of MNIST's 1,024 modes, one of a hundred stays: logs are off by 8e-4 at most).

@@ -170,7 +170,7 @@ def distance_axis(axes: Axes, features: str, across: bool = False) -> None:
     """
     axis = axes.xaxis if across else axes.yaxis
     (axes.set_xscale if across else axes.set_yscale)("log")
-    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_label_text(FEATURES[features].title.replace(", ", ",\n"))

@@ -153,6 +153,6 @@ def damped() -> Figure:
         for axes, values in ((left, mean), (right, covariance)):
             axes.semilogy(times, values, color=colour, linestyle=dash, label=name, linewidth=1.4)
     left.set(xlabel="time $\\beta$", ylabel="length of the mean")
-    right.set(xlabel="time $\\beta$", ylabel="covariance less 1,\nFrobenius norm")
+    right.set(xlabel="time $\\beta$", ylabel="covariance less identity,\nFrobenius norm")
     legend_beside(right, size=8)
     return figure

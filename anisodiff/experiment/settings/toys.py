@@ -42,7 +42,7 @@ class ToyTrainingSettings(TrainingSettings):
 
     path_learning_rate: float = key("Peak rate of Adam for the process's rates and basis.", 0.003, ge=0)
     spread: float = key(
-        "Standard deviation of the process's log rates at the start, in the paper 1; a basis has no gradient at 0.",
+        "Standard deviation of the process's log rates at the start, 1 in FP-Diffusion; a basis has no gradient at 0.",
         0.1,
         gt=0,
     )

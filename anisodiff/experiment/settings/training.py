@@ -150,7 +150,7 @@ class RunSettings(TrainingSettings):
     )
     weight: Annotated[str, OneOf(WEIGHTS)] = key(
         "Weight of the flow's error for loss tlsm: tlsm; elbo, which bounds the likelihood; or simple, 1 in all "
-        "subspaces, which a path that learns can only follow with kinetic.",
+        "subspaces: a path that learns lowers it by raising its levels without end, unless kinetic is added.",
         "tlsm",
     )
     learn_basis: bool = key(
@@ -158,20 +158,20 @@ class RunSettings(TrainingSettings):
     )
     basis_learning_rate: float = key("Peak rate of Adam for the basis's angles.", 0.001, ge=0)
     kinetic: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = key(
-        "Factors on the kinetic energy of the path's flow and on that of its gradient, which are added to the loss; "
-        "null leaves them out.",
+        "Two factors, on the kinetic energy of the path's flow and on that of its gradient, which are added to the "
+        "loss; null leaves them out.",
         None,
     )
     freeze_after: float = key(
-        "Share of the run after which path, basis and frame are held: 0.5 is the flexible process's mix training, 1 "
-        "its joint one.",
+        "Share of the run after which path, basis and the rates of planes are held: 0.5 is FP-Diffusion's mix "
+        "training, 1 its joint one.",
         1.0,
         gt=0,
         le=1,
     )
     planes: Whole = key(
-        "Planes of two pixels each that the network's images turn in (FP-Drift), at learned rates from N(0, 1) on; 0 "
-        "turns nothing.",
+        "Pairs of directions in whose plane the network's images are turned (FP-Drift), each at a rate that is N(0, 1) "
+        "at first and learns at learning_rate; 0 turns nothing.",
         0,
         unit="planes",
         ge=0,
