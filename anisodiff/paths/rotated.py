@@ -1,7 +1,7 @@
 """Orthonormal bases that can be learned: `U = exp(A) U_0`, A antisymmetric (arXiv:2206.10365, A.4 and B.2).
 
-A basis starts at U_0. Its parameters `turn` are the upper triangle of A: to first order the rotation, in radians, in the
-plane of two vectors; 0 at the start. Rows of U are basis vectors; coefficients are `z = U x`.
+A basis starts at U_0. Its parameters `turn` are the upper triangle of A: to first order rotations, in radians, in the
+planes of two vectors each; 0 at the start. Rows of U are basis vectors; coefficients are `z = U x`.
 """
 
 import copy

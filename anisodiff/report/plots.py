@@ -123,7 +123,8 @@ def distance_against_nfe(
     panels = panels_of(methods)
     count = len(panels) + -(-others.ngroups // LINES)
     figure, all_axes = _panels(count)
-    best = tidy.groupby("nfe")["mean"].min()
+    budgets = tidy.groupby("nfe")["mean"]
+    best = budgets.min()[budgets.size() >= len(methods) / 2]  # of few rows it would say little
     for axes in all_axes.flat[:count] if count > 1 else ():
         axes.plot(best.index, best, color="0.82", linewidth=6, label="best of all", zorder=0)
     for axes, names in zip(all_axes.flat, panels, strict=False):
