@@ -630,7 +630,7 @@ def compare(
     baseline: Annotated[str, typer.Argument(help="Row that the others are compared with.")],
     rows: Annotated[list[str], typer.Argument(help="Other rows of the table.")],
 ) -> None:
-    """Print each row's distance less the baseline's on shared noises, ± half of the 95 % interval: below 0 is better."""
+    """Print each row's distance less the baseline's on shared noises, ± half of its 95 % interval: lower is better."""
     from anisodiff.report import comparisons
 
     typer.echo(comparisons.compare(folder, baseline, rows))
