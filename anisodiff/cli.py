@@ -10,13 +10,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from anisodiff.errors import InvalidArgument, StageError, Stopped
-from anisodiff.metrics.registry import FeatureFile
+from anisodiff.metrics.registry import FeatureFile, Keep
 from anisodiff.storage.files import provenance, version
 from anisodiff.storage.formats import FORMATS
 from anisodiff.training.launch import launch
@@ -454,9 +454,7 @@ def sample(
     features_kind: FeaturesKind,
     output: Output,
     grid: GridFiles = [],  # noqa: B006 - typer's way to an empty list
-    keep: Annotated[
-        Literal["statistics", "features", "images"], typer.Option(help="What stays of the images.")
-    ] = "statistics",
+    keep: Annotated[Keep, typer.Option(help="What stays of the images.")] = "statistics",
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:

@@ -88,7 +88,7 @@ def test_the_page_marks_the_best_other_versions_and_stopped_runs(results):
     assert "20 images a seed range, one range, 2 at NFE 9." in page
     assert "One training a row: nothing is known of its spread over trainings." in page
     assert "In brackets: standard error over images" in page
-    assert "Last step, by the mean noise level: second from 0.03-0.05 to 0; first from 0.03 to 0.\n" in page
+    assert "Last step, by the mean noise level: second from 0.03-0.05 to 0; first at NFE 9 from 0.03 to 0.\n" in page
     tex = (results / "table.tex").read_text()
     assert tex.count("\\textbf") == 3  # ten images are too few to tell the two apart at NFE 11
     assert tex.count("&") == 3 * 7

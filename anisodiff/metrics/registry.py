@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from anisodiff.registry import Entry
 
@@ -24,6 +24,9 @@ class FeatureNetwork(Entry):
     def is_fid(self) -> bool:
         """Whether the distance is the published FID, to which published values and statistics compare."""
         return self.title == "FID"
+
+
+Keep = Literal["statistics", "features", "images"]  # what stays of drawn images, each with what is before it
 
 
 class FeatureFile(NamedTuple):

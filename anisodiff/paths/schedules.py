@@ -260,8 +260,8 @@ def spectral_curve(
 ) -> LogLinear:
     """The path of least TLSM loss for Gaussian data: each subspace moves at constant `speed`.
 
-    Its nodes are those of all subspaces together. Where the table would be too large, every second, third, ... is left
-    out (with a subspace for each of MNIST's 1,024 modes, one of a hundred stays: logs are off by 8e-4 at most).
+    Its nodes are those of all subspaces together. Where the table would be too large, only every second, third, ... is
+    kept (with a subspace for each of MNIST's 1,024 modes, one of a hundred stays: logs are off by 8e-4 at most).
 
     Args:
         spectra: for each subspace, the variances of the data's coefficients.

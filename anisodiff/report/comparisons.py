@@ -34,6 +34,10 @@ class Difference:
         """Half-width of the 95 % confidence interval; NaN where the error is."""
         return float(stats.t.ppf(1 - LEVEL / 2, self.degrees_of_freedom) * self.error)
 
+    def __str__(self) -> str:
+        """The difference, and half of its interval where one is known."""
+        return f"{self.value:+.2f}" + ("" if np.isnan(self.error) else f" ± {self.interval:.2f}")
+
     @property
     def is_above(self) -> bool:
         """Whether the first is larger by a one-sided t-test at 5 %; where no error is known, whether it is at all."""
@@ -94,7 +98,8 @@ class Comparisons:
 
 
 def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
-    """A Markdown table of how much larger the distances of rows are than a baseline's, at every budget that both have.
+    """A Markdown table of how much larger the distances of rows are than a baseline's, at every budget of the
+    baseline.
 
     Each difference stands with half of its 95 % confidence interval, in bold where that excludes 0.
 
@@ -118,10 +123,7 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
         if (name, nfe) not in mean:
             return ""
         found = comparisons.difference(name, baseline, nfe)
-        if np.isnan(found.error):
-            return f"{found.value:+.2f}"
-        text = f"{found.value:+.2f} ± {found.interval:.2f}"
-        return f"**{text}**" if abs(found.value) > found.interval else text
+        return f"**{found}**" if abs(found.value) > found.interval else str(found)
 
     head = ["row", *(f"NFE {nfe}" for nfe in budgets)]
     lines = [[baseline, *(f"{mean[baseline, nfe]:.2f}" for nfe in budgets)]]

@@ -232,12 +232,15 @@ class Page:
         """What the last evaluation of a row is spent on: a step to 0 returns the denoised image."""
         steps: dict[str, list[str]] = {}
         every = self.rows.reindex(columns=["method", "nfe", "last_from", "last_to"])  # early versions' do not say it
-        known = {name: each for name, each in every.dropna(subset="last_to").groupby("method")}
+        known, budgets = every.dropna(subset="last_to"), every.groupby("method")["nfe"].nunique()
         for method in self.methods:
-            for ends_at_zero, each in known.get(method, every[:0]).groupby(lambda row: every["last_to"][row] == 0):
+            own = known[known["method"] == method]
+            for ends_at_zero, each in own.groupby(own["last_to"] == 0):
+                nfes = sorted(set(each["nfe"]))
+                at = "" if len(nfes) == budgets[method] else f" at NFE {', '.join(map(str, nfes))}"
                 said = f"from {_between(each['last_from'])} to 0" if ends_at_zero else f"to {_between(each['last_to'])}"
-                steps.setdefault(said, []).append(method)
-        return [f"{', '.join(methods)} {said}" for said, methods in steps.items()]
+                steps.setdefault(f"{at} {said}", []).append(method)
+        return [f"{', '.join(methods)}{said}" for said, methods in steps.items()]
 
     def markdown(self) -> str:
         table = markdown([self._head, *self._rows("**{}**", " ± ", " †", " ‡", " §")])
@@ -252,20 +255,16 @@ class Page:
             cells = []
             for nfe in columns:
                 value = self.mean[nfe][name]
-                before = self.mean[nfe][above] if above else float("nan")
                 text = "" if pd.isna(value) else f"{value:.2f}"
-                cells.append(text if pd.isna(value - before) else f"{text} ({self._change(name, above, int(nfe))})")
+                if above and not pd.isna(value - self.mean[nfe][above]):
+                    text += f" ({self.comparisons.difference(name, above, int(nfe))})"
+                cells.append(text)
             rows.append([name, self._added(above, name), *cells])
         best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]
         rows.append(["best of the table", "", *best])
         said = "What each ingredient buys (change from the row above, ± half of its 95 % confidence interval):"
         lines = ["", said, ""]
         return "\n".join([*lines, markdown(rows), ""])
-
-    def _change(self, name: str, above: str | None, nfe: int) -> str:
-        """A difference, on the ranges that both rows have, with its interval."""
-        found = self.comparisons.difference(name, above or name, nfe)
-        return f"{found.value:+.2f}" + ("" if pd.isna(found.interval) else f" ± {found.interval:.2f}")
 
     def _added(self, above: str | None, name: str) -> str:
         """Settings that are not those of the row above."""

@@ -22,7 +22,7 @@ from anisodiff.methods import Method, Sampler
 from anisodiff.metrics import frechet
 from anisodiff.metrics.cells import load_reference, read_cell
 from anisodiff.metrics.feature_networks import Features, extractor
-from anisodiff.metrics.registry import FEATURES, FeatureFile
+from anisodiff.metrics.registry import FEATURES, FeatureFile, Keep
 from anisodiff.solvers.generation import generate
 from anisodiff.solvers.singlestep import Step
 from anisodiff.storage import checkpoints
@@ -49,7 +49,7 @@ class Drawing:
     first: int
     last: int
     batch: int
-    keep: str = "statistics"
+    keep: Keep = "statistics"
 
     @property
     def seeds(self) -> range:
@@ -99,7 +99,7 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
     write_text(output, json.dumps(cells, indent=1) + "\n")
 
 
-def _is_made(cell: Path, key: str, keep: str) -> bool:
+def _is_made(cell: Path, key: str, keep: Keep) -> bool:
     """Whether a cell is there, whole, of this key, and with what is kept."""
     try:
         made = read_cell(cell)

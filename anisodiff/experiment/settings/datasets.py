@@ -29,6 +29,7 @@ from anisodiff.experiment.settings.sources import FeaturesSettings, FileSettings
 from anisodiff.experiment.settings.toys import ToySettings
 from anisodiff.experiment.settings.training import PretrainSettings, RunSettings, WarpSettings
 from anisodiff.experiment.settings.tunings import TuningSettings
+from anisodiff.metrics.registry import Keep
 
 OneOrMore = Annotated[Whole, Field(ge=1)]
 
@@ -53,7 +54,7 @@ class SamplingSettings(Section):
     images: Whole = key("Images of a seed range.", 50_000, unit="images", ge=2)
     shard: Whole = key("Images of a sampling job.", 10_000, unit="images", ge=1)
     batch: Whole = key("Images at a time.", 500, unit="images", ge=1)
-    keep: Literal["statistics", "features", "images"] = key(
+    keep: Keep = key(
         "What stays of the images: statistics are all that a distance needs; features (4 bytes each: 8 MB for 1,000 "
         "images by Inception's 2,048) are what its error over images, KID, precision and recall need; images adds to "
         "them one zip a cell, in EDM's dataset format, numbered by seed.",
