@@ -138,6 +138,9 @@ def test_a_folder_is_compared_at_the_budgets_that_rows_share(tmp_path):
     assert "**" not in same
     with pytest.raises(StageError, match="no row d: there are a, b, c"):
         compare(tmp_path, "a", ["d"])
+    (tmp_path / "distances-left-out.csv").unlink()
+    with pytest.raises(StageError, match=r"no distances-left-out\.csv: name a dataset's results"):
+        compare(tmp_path, "a", ["b"])
 
 
 def test_cells_average_over_training_seeds():

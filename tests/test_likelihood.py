@@ -303,11 +303,11 @@ def refusals() -> list[tuple[str, Callable[[], object]]]:
         ("images go to nan", lambda: likelihood.dequantised(nan, 17, seeded([0]))),
         ("levels go down to 0", lambda: ode_log_likelihood(model, unit, karras(4, 2, 0.1, 9.0), moments)),
         (
-            "keeps no coefficients",
+            "keep no coefficients",
             lambda: ode_log_likelihood(of_it, unit, uniform(path, 3, append_zero=False), moments),
         ),
-        ("keeps no coefficients", lambda: bound(of_it, unit, moments, 0.1, 4, seeded([0]))),
-        ("keeps no coefficients", lambda: likelihood.data_moments(principal, [unit])),
+        ("keep no coefficients", lambda: bound(of_it, unit, moments, 0.1, 4, seeded([0]))),
+        ("keep no coefficients", lambda: likelihood.data_moments(principal, [unit])),
         ("there are no images", lambda: likelihood.data_moments(path, [])),
     ]
 

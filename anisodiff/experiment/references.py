@@ -82,7 +82,7 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         if basis_of((paths | runs)[entry.path].subspaces):
             raise StageError(
                 f"{where}.likelihoods.{name}.path: {entry.path!r} is on principal subspaces, which keep no "
-                "coefficients: take one on no basis:NAME"
+                "coefficients: take one of other subspaces than basis:NAME"
             )
     for name, tuning in dataset.tunings.items():
         check(f"tunings.{name}.start", tuning.start, set(methods))

@@ -308,7 +308,7 @@ def _diagonal(path: NoisePath | BatchPath, z: Tensor, values: Tensor) -> Tensor:
 def _require_coefficients(path: NoisePath) -> None:
     if isinstance(path.subspaces, PcaSubspaces):
         raise InvalidArgument(
-            "likelihood: a path of principal subspaces keeps no coefficients: take one on no basis:NAME"
+            "likelihood: principal subspaces keep no coefficients: take a path of other subspaces than basis:NAME"
         )
 
 

@@ -1,4 +1,4 @@
-"""Variance schedules g_j(t) of the subspaces (paper, Section 2.2 and Appendix C). Time runs over [0, 1], in units of T.
+"""Variance schedules g_j(t) of the subspaces (paper, Section 2.2 and Appendix C), from t = 0 (data) to 1 (noise).
 
 Everything here is float64: the tensors are small, and levels must be exact.
 """
@@ -260,8 +260,9 @@ def spectral_curve(
 ) -> LogLinear:
     """The path of least TLSM loss for Gaussian data: each subspace moves at constant `speed`.
 
-    Its nodes are those of all subspaces together. Where the table would be too large, only every second, third, ... is
-    kept (with a subspace for each of MNIST's 1,024 modes, one of a hundred stays: logs are off by 8e-4 at most).
+    Each subspace's curve is computed at times of its own; the table has the times of all. Where it would be too large,
+    evenly spaced ones of them are kept (one in a hundred for MNIST's 1,024 subspaces of one mode: log g is off by 8e-4
+    at most).
 
     Args:
         spectra: for each subspace, the variances of the data's coefficients.
@@ -298,7 +299,7 @@ def spectral_curve(
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """What the schedule of a path that needs no training is made for.
+    """What a schedule is made from before any training.
 
     Attributes:
         subspaces: J.
@@ -331,7 +332,7 @@ def karras_schedule(request: ScheduleRequest) -> KnotSchedule:
 
 
 def spectral_schedule(request: ScheduleRequest) -> FixedSchedule:
-    """The closed form for the data's spectrum; see `spectral_curve`.
+    """The path of least TLSM loss for Gaussian data of the images' spectrum; see `spectral_curve`.
 
     Raises:
         InvalidArgument: the spectra are not known, or a subspace has none.

@@ -49,11 +49,11 @@ class Difference:
 class Comparisons:
     """Differences between rows of a table at one budget.
 
-    Two rows draw their images from the same noises, and a group of noises is left out of both at once: what both owe to
-    the noises drops out of the difference, and its jackknife error is of what is left. Where rows are trained several
-    times, the spread of their difference over training seeds adds to its variance, of pairs of equal index where both
-    are: what noises and trainings do together is in both, so that the sum is conservative. A row that was trained once
-    is taken as it is: nothing is known of another training of it.
+    The variance of a difference is a sum of two. Over images: both rows draw theirs from the same noises, so the
+    jackknife leaves the same group of noises out of both, and what the rows share cancels. Over trainings: of the
+    difference between trainings of equal seed where both rows have these seeds, else of each row by itself. The two
+    overlap, so the sum is conservative. A row that was trained once adds nothing to the second: its interval says
+    nothing of another training.
 
     Args:
         rows: rows of `distances`.
@@ -65,7 +65,7 @@ class Comparisons:
         self._groups = {key: each for key, each in left_out.groupby(["method", "nfe"])}
 
     def difference(self, first: str, second: str, nfe: int) -> Difference:
-        """How much larger the distance of one row is than another's.
+        """Distance of one row less that of another, with its error.
 
         Args:
             first: method.
@@ -109,9 +109,14 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
         others: methods.
 
     Raises:
-        StageError: a file is missing, or a method is in none of the rows.
+        StageError: the folder lacks one of these files, or a method is in none of the rows.
     """
-    rows, left_out = (read(folder / f"{name}.csv") for name in ("distances", "distances-left-out"))
+    files = [folder / f"{name}.csv" for name in ("distances", "distances-left-out")]
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise StageError(
+            f"{folder}: no {', '.join(lost)}: name a dataset's results, published by this version or finished here"
+        )
+    rows, left_out = (read(file) for file in files)
     known = set(rows["method"])
     if lost := [name for name in (baseline, *others) if name not in known]:
         raise StageError(f"{folder}: no row {', '.join(lost)}: there are {', '.join(sorted(known))}")

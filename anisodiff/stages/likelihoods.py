@@ -62,7 +62,7 @@ def measure_likelihood(
     )
     partial = output.with_suffix(".partial")
     found = _kept(partial, key)
-    with naming(path_file, "take a path on no basis:NAME, and images in [-1, 1]"):
+    with naming(path_file, "take a path of other subspaces than basis:NAME, and images in [-1, 1]"):
         moments = likelihood.data_moments(denoiser.path, (to_unit(part) for part, _ in train.parts()))
         bar = tqdm(total=len(rows), desc=output.parent.name, unit="img", mininterval=5)
         for chosen, padded in batches(rows, settings.batch):

@@ -74,7 +74,7 @@ class LikelihoodSettings(Section):
     """Likelihood of held-out images under a network over a path, beside the distance of every method of the two."""
 
     network: Named = key("base or a run.")
-    path: Named = key("One of paths or a run; on no subspaces basis:NAME, which keep no coefficients.")
+    path: Named = key("One of paths or a run; of other subspaces than basis:NAME, which keep no coefficients.")
     estimators: Annotated[list[Annotated[str, OneOf(("ode", "bound"))]], Field(min_length=1), Unique] = key(
         "ode is the density along the probability flow, of dequantised images; bound is a lower bound of the "
         "probability of grey levels.",
