@@ -195,6 +195,32 @@ def test_of_many_subspaces_some_are_drawn():
     assert labels(ratios) == [f"many: $g_1/g_{{{j}}}$" for j in (22, 43, 64)]
 
 
+def test_paths_that_are_equal_are_one_line_by_all_their_names():
+    paths = {
+        name: NoisePath(rotated_basis("separable:2", (1, 8, 8)), ExponentSchedule(torch.tensor(rates), (1e-9, 6400.0)))
+        for name, rates in {"a": [0.0, 1.0], "b": [0.0, 1.0], "c": [0.0, 1.5]}.items()
+    }
+    (levels,) = plots.learned_levels(paths, {}, 80.0).axes
+    assert labels(levels) == [f"{name}, subspace {j}" for name in ("a = b", "c") for j in (1, 2)]
+
+
+def test_a_learned_basis_is_drawn_by_the_vectors_that_turned_most():
+    basis = rotated_basis("separable:64", (1, 8, 8))
+    assert not plots.is_turned(basis)
+    angle = 0.1
+    with torch.no_grad():
+        basis.turn[0] = angle  # rows 0 and 1 of the first factor: sixteen vectors turn by it, the others stay
+    assert plots.is_turned(basis)
+    figure = plots.learned_bases({"turned": basis}, count=3)
+    before, after = np.array(figure.axes).reshape(2, 3)
+    assert before[0].get_title(loc="left") == "turned: 1.4° on average"
+    assert [axes.get_title() for axes in after] == ["5.7°"] * 3
+    for old, new in zip(before, after, strict=True):
+        old, new = (axes.images[0].get_array() - 0.5 for axes in (old, new))
+        cosine = (old * new).sum() / np.sqrt((old**2).sum() * (new**2).sum())
+        assert cosine == pytest.approx(np.cos(angle), abs=1e-5)
+
+
 def test_strips_have_the_colours_of_their_paths_and_any_number_of_subspaces(tmp_path):
     look = drawing.looks(METHODS)
     files = {}

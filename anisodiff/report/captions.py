@@ -56,14 +56,15 @@ FIGURES = {
     "learned-levels": Caption(
         "{dataset}: noise levels of the subspaces over time",
         "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). Of more than four subspaces, "
-        "four are drawn, from the first to the last. A band is the range over classes. Colour is the path, as in all "
-        "figures; here line and marker are not the solver but subspace and path, open markers warped.",
+        "four are drawn, from the first to the last. A band is the range over classes. Paths that differ by 1 % at "
+        "most are one line. Colour is the path, as in all figures; here line and marker are not the solver but "
+        "subspace and path, open markers warped.",
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",
         "Below zero the lowest frequencies are less noisy than the others. Of more than four subspaces, four are "
-        "drawn, from the first to the last. A band is the range over classes. Colour is the path, as in all figures; "
-        "open markers are warped.",
+        "drawn, from the first to the last. A band is the range over classes. Paths that differ by 1 % at most are one "
+        "line. Colour is the path, as in all figures; open markers are warped.",
     ),
     "convergence": Caption(
         "{dataset}: Frechet distance at every node of a grid",
@@ -123,6 +124,11 @@ FIGURES = {
     "toy-damped": Caption(
         "Noise on the velocities alone: mean and covariance on their way to N(0, I)",
         "Langevin dynamics of a position that starts at 2, at rest, by its friction; in closed form.",
+    ),
+    "learned-bases": Caption(
+        "{dataset}: vectors of learned bases, and what they started as",
+        "Those that turned most, of each learned basis, with their angles from the start. Grey is 0; of colour images, "
+        "a vector that mixes channels is coloured.",
     ),
     "dct-bases": Caption(
         "The first nine modes of a 32 x 32 cosine transform",

@@ -1,8 +1,10 @@
 """The figures of a dataset, as SVG and PNG: readable in print, axes with units, colour-blind safe."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from anisodiff.experiment.settings import FigureSettings
 from anisodiff.paths.noise_path import NoisePath, Warp
+from anisodiff.paths.rotated import RotatedBasis
 from anisodiff.paths.subspaces import dct_matrix
 from anisodiff.report import geometry_figures, training_figures
 from anisodiff.report.drawing import (
@@ -63,6 +66,8 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
         "dct-bases": lambda: dct_bases(32),
         "samples": lambda: samples(settings),
     }
+    if turned := {name: path.subspaces for name, path in paths.items() if is_turned(path.subspaces)}:
+        figures["learned-bases"] = lambda: learned_bases(turned)
     if bits_columns(tidy):
         figures["bits-against-distance"] = lambda: bits_against_distance(tidy, settings.methods, look, published)
     if settings.ladder:
@@ -244,7 +249,7 @@ def _styled(
     paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
 ) -> list[tuple[str, Tensor, Tensor, Look]]:
     """Name, times in [0, 1], variances `[points, L, J]` and look of every path, and of those that are warped (open
-    markers); L classes, or one for all."""
+    markers); L classes, or one for all. What differs by less than a line's width is one line, by the names of all."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     colours, mark = path_colours(paths), dict(zip(paths, itertools.cycle(MARKERS), strict=False))
     own = lambda path, fill: {"color": colours[path], "marker": mark[path], "fillstyle": fill}  # noqa: E731
@@ -254,7 +259,18 @@ def _styled(
             (f"{name} (warped)", t, paths[path].table(warp(t)[0]).square(), own(path, "none"))
             for name, (warp, path) in warps.items()
         ]
-    return curves
+    alike: list[list[tuple[str, Tensor, Tensor, Look]]] = []
+    for curve in curves:
+        same = next((each for each in alike if _is_one_line(each[0][2], curve[2])), [])
+        if not same:
+            alike.append(same)
+        same.append(curve)
+    return [(" = ".join(name for name, *_ in each), *each[0][1:]) for each in alike]
+
+
+def _is_one_line(a: Tensor, b: Tensor) -> bool:
+    """Whether variances differ by 1 % at most."""
+    return a.shape == b.shape and bool((a / b).log().abs().max() < 0.01)
 
 
 def _middle(g: Tensor) -> Tensor:
@@ -319,6 +335,33 @@ def dct_bases(size: int) -> Figure:
     figure, all_axes = plt.subplots(1, 9, figsize=(7.2, 1.15))
     for axes, (p, q) in zip(all_axes, chosen, strict=True):
         show(axes, torch.outer(modes[p], modes[q])[None], limits=None, title=f"({p}, {q})", framed=True)
+    return figure
+
+
+def is_turned(subspaces: Any) -> TypeGuard[RotatedBasis]:
+    """Whether subspaces are of a learned basis, other than the one it started from."""
+    return isinstance(subspaces, RotatedBasis) and bool(subspaces.turn.any())
+
+
+def learned_bases(bases: Mapping[str, RotatedBasis], count: int = 9) -> Figure:
+    """The vectors of learned bases that turned most, each below the one that it started as.
+
+    Args:
+        bases: of a path each, by its name.
+        count: vectors of each.
+    """
+    figure, all_axes = plt.subplots(2 * len(bases), count, figsize=(7.2, 2.1 * len(bases)), squeeze=False)
+    for (name, basis), rows in zip(bases.items(), all_axes.reshape(len(bases), 2, count), strict=True):
+        with torch.no_grad():
+            start, learned = (functools.reduce(torch.kron, f()) for f in (basis.start_matrices, basis.matrices))
+        angles = (start * learned).sum(1).clip(-1, 1).acos().rad2deg()
+        for place, row in enumerate(angles.argsort(descending=True)[:count].tolist()):
+            for axes, vectors in zip(rows[:, place], (start, learned), strict=True):
+                show(axes, vectors[row].reshape(basis.index.shape), limits=None, framed=True)
+            rows[1, place].set_title(f"{angles[row]:.1f}°", fontsize=8, pad=2)
+        rows[0, 0].set_title(f"{name}: {angles.mean():.1f}° on average", fontsize=9, loc="left")
+        for axes, label in zip(rows[:, 0], ("start", "learned"), strict=True):
+            axes.set_ylabel(label, fontsize=8)
     return figure
 
 
