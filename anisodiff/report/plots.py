@@ -359,7 +359,8 @@ def learned_bases(bases: Mapping[str, RotatedBasis], count: int = 9) -> Figure:
             for axes, vectors in zip(rows[:, place], (start, learned), strict=True):
                 show(axes, vectors[row].reshape(basis.index.shape), limits=None, framed=True)
             rows[1, place].set_title(f"{angles[row]:.1f}°", fontsize=8, pad=2)
-        rows[0, 0].set_title(f"{name}: {angles.mean():.1f}° on average", fontsize=9, loc="left")
+        named = rows[0, 0].set_title(f"{name}: {angles.mean():.1f}° on average", fontsize=9, loc="left")
+        named.set_in_layout(False)  # it is wider than its column
         for axes, label in zip(rows[:, 0], ("start", "learned"), strict=True):
             axes.set_ylabel(label, fontsize=8)
     return figure
