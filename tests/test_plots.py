@@ -213,7 +213,7 @@ def test_a_learned_basis_is_drawn_by_the_vectors_that_turned_most():
     assert plots.is_turned(basis)
     figure = plots.learned_bases({"turned": basis}, count=3)
     before, after = np.array(figure.axes).reshape(2, 3)
-    assert before[0].get_title(loc="left") == "turned: 1.4° on average"
+    assert [text.get_text() for text in before[0].texts] == ["turned: 1.4° on average"]
     assert [axes.get_title() for axes in after] == ["5.7°"] * 3
     for old, new in zip(before, after, strict=True):
         old, new = (axes.images[0].get_array() - 0.5 for axes in (old, new))

@@ -359,8 +359,9 @@ def learned_bases(bases: Mapping[str, RotatedBasis], count: int = 9) -> Figure:
             for axes, vectors in zip(rows[:, place], (start, learned), strict=True):
                 show(axes, vectors[row].reshape(basis.index.shape), limits=None, framed=True)
             rows[1, place].set_title(f"{angles[row]:.1f}°", fontsize=8, pad=2)
-        named = rows[0, 0].set_title(f"{name}: {angles.mean():.1f}° on average", fontsize=9, loc="left")
-        named.set_in_layout(False)  # it is wider than its column
+        rows[0, 0].set_title(" ", fontsize=9)  # the room for what follows, which is wider than its column
+        label = f"{name}: {angles.mean():.1f}° on average"
+        rows[0, 0].text(0, 1.06, label, transform=rows[0, 0].transAxes, fontsize=9, in_layout=False)
         for axes, label in zip(rows[:, 0], ("start", "learned"), strict=True):
             axes.set_ylabel(label, fontsize=8)
     return figure
