@@ -127,8 +127,8 @@ FIGURES = {
     ),
     "learned-bases": Caption(
         "{dataset}: vectors of learned bases, and what they started as",
-        "Those that turned most, of each learned basis, with their angles from the start. Grey is 0; of colour images, "
-        "a vector that mixes channels is coloured.",
+        "Those that turned most, of each learned basis, with their angles from the start. Grey is 0, and each is drawn "
+        "to its own largest entry; of colour images, one that is of some channels alone is coloured.",
     ),
     "dct-bases": Caption(
         "The first nine modes of a 32 x 32 cosine transform",
