@@ -42,10 +42,10 @@ SOLVERS: dict[str, tuple[Any, str]] = {
     "ipndm": ((0, (1, 1)), ">"),
     "ipndm-v": ((0, (4, 1, 1, 1)), "<"),
     "euler-maruyama": ((0, (1, 4)), "x"),
-    "tuned": ((0, (8, 2)), "*"),
+    "tuned": ((0, (8, 2)), "h"),
 }
 FURTHER_LINES: tuple[tuple[Any, str], ...] = (  # of other solvers
-    ((0, (1, 2)), "h"),
+    ((0, (1, 2)), "*"),
     ((0, (8, 2, 2, 2)), "H"),
     ((0, (5, 3)), "1"),
     ((0, (2, 3)), "8"),

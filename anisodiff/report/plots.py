@@ -84,7 +84,7 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
 
 
 LINES = 5  # a panel, at most
-LINE = {"markersize": 5.5, "linewidth": 1.2}
+LINE = {"markersize": 6.5, "markeredgewidth": 0.8, "linewidth": 1.2}
 NFE = "NFE (denoiser evaluations an image)"
 
 
