@@ -10,7 +10,7 @@ import torch
 from anisodiff.errors import StageError
 from anisodiff.metrics import fidelity, frechet, spread
 from anisodiff.report.cells import cells, errors_over_images
-from anisodiff.report.comparisons import Comparisons, compare
+from anisodiff.report.comparisons import Comparisons, bits_difference, compare
 
 NORMAL = torch.distributions.Normal(0, 1)
 
@@ -141,6 +141,31 @@ def test_a_folder_is_compared_at_the_budgets_that_rows_share(tmp_path):
     (tmp_path / "distances-left-out.csv").unlink()
     with pytest.raises(StageError, match=r"no distances-left-out\.csv: name a dataset's results"):
         compare(tmp_path, "a", ["b"])
+
+
+def test_bits_are_compared_image_by_image_and_over_trainings(tmp_path):
+    generator = np.random.default_rng(2)
+    own, apart, trained = generator.normal(size=100), 0.01 * generator.normal(size=100), np.array([0.2, 0.3, 0.5])
+    bits = {("a", 0): own, **{("b", seed): own + apart + by for seed, by in enumerate(trained)}}
+    images = pd.concat(
+        pd.DataFrame(
+            {"likelihood": name, "training_seed": seed, "estimator": "ode", "image": range(100), "bits_per_dim": each}
+        )
+        for (name, seed), each in bits.items()
+    )
+    found = bits_difference(images, "b", "a")
+    assert found.value == pytest.approx(apart.mean() + trained.mean())
+    assert found.error == pytest.approx((apart.var(ddof=1) / 100 + trained.var(ddof=1) / 3) ** 0.5)
+    assert 2 < found.degrees_of_freedom < 2.1  # nearly all of it is known of three trainings
+    assert np.isnan(bits_difference(images, "a", "a").interval)
+    rows, left = table({"a": np.ones((1, 10)), "b": np.ones((1, 10)), "c": np.ones((1, 10))})
+    for name, each in {"distances": rows, "distances-left-out": left, "likelihood-images": images}.items():
+        each.to_csv(tmp_path / f"{name}.csv", index=False)
+    head, _, baseline, other, without = compare(tmp_path, "a", ["b", "c"]).splitlines()
+    assert head == "| row | NFE 5 | bits/dim, ode |"
+    assert baseline == f"| a | 1.00 | {own.mean():.3f} |"
+    assert other.endswith(f"| {found:.3f} |")  # 0.333 ± 0.379: it holds 0
+    assert without.endswith("|  |")
 
 
 def test_cells_average_over_training_seeds():

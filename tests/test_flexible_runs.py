@@ -162,12 +162,15 @@ def test_shards_and_batches_change_no_image(start, tmp_path):
 
 def test_bits_per_dimension_stand_beside_their_methods(start, tmp_path):
     measured(start, tmp_path / "base.safetensors")
-    found = likelihood_table.likelihood_rows({"base": [tmp_path / "base.safetensors"]})
+    found, images = likelihood_table.likelihood_rows({"base": [tmp_path / "base.safetensors"]})
     nats = checkpoints.read(tmp_path / "base.safetensors")[0]
     bound = -nats["bound"].mean() / (64 * np.log(2))
     row = found[found["estimator"] == "bound"].iloc[0]
     assert row["bits_per_dim"] == pytest.approx(float(bound))
     assert row["error"] == pytest.approx(float(nats["bound"].std() / 8**0.5 / (64 * np.log(2))))
+    bounds = images[images["estimator"] == "bound"]
+    assert bounds["bits_per_dim"].to_numpy() == pytest.approx((-nats["bound"] / (64 * np.log(2))).numpy())
+    assert bounds["image"].tolist() == list(range(8))
     density = -nats["ode"].mean() / (64 * np.log(2)) + np.log2(16 / 2)
     assert found[found["estimator"] == "ode"].iloc[0]["bits_per_dim"] == pytest.approx(float(density))
     published = published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "FP-Noise (Mix)", "LSGM"])

@@ -34,9 +34,9 @@ class Difference:
         """Half-width of the 95 % confidence interval; NaN where the error is."""
         return float(stats.t.ppf(1 - LEVEL / 2, self.degrees_of_freedom) * self.error)
 
-    def __str__(self) -> str:
-        """The difference, and half of its interval where one is known."""
-        return f"{self.value:+.2f}" + ("" if np.isnan(self.error) else f" ± {self.interval:.2f}")
+    def __format__(self, spec: str) -> str:
+        """The difference, and half of its interval where one is known, as numbers of the format `spec`."""
+        return f"{self.value:+{spec}}" + ("" if np.isnan(self.error) else f" ± {self.interval:{spec}}")
 
     @property
     def is_above(self) -> bool:
@@ -76,12 +76,7 @@ class Comparisons:
         shared = sorted(set(a["range"]) & set(b["range"]))
         a, b = (each[each["range"].isin(shared)].groupby("training_seed")["distance"].mean() for each in (a, b))
         parts = [part for part in (self._of_images(first, second, nfe, shared), *_of_trainings(a, b)) if part]
-        value = float(a.mean() - b.mean())
-        if not parts or first == second:
-            return Difference(value, np.nan, np.nan)
-        variance = sum(part for part, _ in parts)
-        found = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance > 0 else 1.0
-        return Difference(value, float(np.sqrt(variance)), float(found))
+        return _difference(float(a.mean() - b.mean()), [] if first == second else parts)
 
     def _of_images(self, first: str, second: str, nfe: int, shared: list[int]) -> tuple[float, float] | None:
         """Variance of the difference over images, and its degrees of freedom; None where nothing is known of it."""
@@ -97,14 +92,32 @@ class Comparisons:
         return error_of_mean(found) ** 2, float(sum(len(each) - 1 for each in found))
 
 
+def bits_difference(images: pd.DataFrame, first: str, second: str) -> Difference:
+    """Bits per dimension of one likelihood less those of another, by one estimator, over the images of both.
+
+    Args:
+        images: rows of `likelihood-images.csv` of the estimator.
+        first: likelihood.
+        second: likelihood.
+    """
+    a, b = (
+        images[images["likelihood"] == name].pivot(index="image", columns="training_seed", values="bits_per_dim")
+        for name in (first, second)
+    )
+    apart = (a.mean(axis=1) - b.mean(axis=1)).dropna()
+    parts = [_of_mean(apart)] if len(apart) > 1 else []
+    return _difference(float(apart.mean()), [] if first == second else [*parts, *_of_trainings(a.mean(), b.mean())])
+
+
 def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     """A Markdown table of how much larger the distances of rows are than a baseline's, at every budget of the
-    baseline.
+    baseline; and their bits per dimension, where likelihoods of the baseline's name were measured.
 
     Each difference stands with half of its 95 % confidence interval, in bold where that excludes 0.
 
     Args:
-        folder: a dataset's finished or published results: `distances.csv` and `distances-left-out.csv` are read.
+        folder: a dataset's finished or published results: `distances.csv` and `distances-left-out.csv` are read, and
+            `likelihood-images.csv` where it is.
         baseline: method; its own distances are the first line.
         others: methods.
 
@@ -125,15 +138,35 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     budgets = sorted(set(rows[rows["method"] == baseline]["nfe"]))
 
     def change(name: str, nfe: int) -> str:
-        if (name, nfe) not in mean:
-            return ""
-        found = comparisons.difference(name, baseline, nfe)
-        return f"**{found}**" if abs(found.value) > found.interval else str(found)
+        return _marked(comparisons.difference(name, baseline, nfe), ".2f") if (name, nfe) in mean else ""
 
     head = ["row", *(f"NFE {nfe}" for nfe in budgets)]
     lines = [[baseline, *(f"{mean[baseline, nfe]:.2f}" for nfe in budgets)]]
     lines += [[f"{name} less {baseline}", *(change(name, nfe) for nfe in budgets)] for name in others]
+    bits = folder / "likelihood-images.csv"
+    for estimator, images in read(bits).groupby("estimator", sort=False) if bits.is_file() else ():
+        measured = images.groupby("likelihood")["bits_per_dim"].mean()
+        if baseline in measured:
+            head.append(f"bits/dim, {estimator}")
+            lines[0].append(f"{measured[baseline]:.3f}")
+            for line, name in zip(lines[1:], others, strict=True):
+                known = name in measured
+                line.append(_marked(bits_difference(images, name, baseline), ".3f") if known else "")
     return markdown([head, *lines])
+
+
+def _marked(found: Difference, spec: str) -> str:
+    text = format(found, spec)
+    return f"**{text}**" if abs(found.value) > found.interval else text
+
+
+def _difference(value: float, parts: Sequence[tuple[float, float]]) -> Difference:
+    """A difference with the sum of some variances, each with its degrees of freedom."""
+    if not parts:
+        return Difference(value, np.nan, np.nan)
+    variance = sum(part for part, _ in parts)
+    found = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance > 0 else 1.0
+    return Difference(value, float(np.sqrt(variance)), float(found))
 
 
 def _of_trainings(a: pd.Series, b: pd.Series) -> list[tuple[float, float]]:

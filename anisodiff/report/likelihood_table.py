@@ -17,8 +17,9 @@ from anisodiff.storage import checkpoints
 ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the header of a table
 
 
-def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
-    """One row a likelihood, training seed and estimator: bits per dimension, mean and standard error over images.
+def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a likelihood, training seed and estimator: bits per dimension, mean and standard error over images; and
+    one row for each of these images, by which rows can be compared.
 
     Args:
         files: those of the stage `likelihood`, by name, a file a shard.
@@ -26,7 +27,7 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
     Raises:
         StageError: a file holds no likelihood.
     """
-    rows = []
+    rows, images = [], []
     for name, shards in files.items():
         read_shards = [checkpoints.read(file) for file in shards]
         for file, (_, metadata) in zip(shards, read_shards, strict=True):
@@ -38,13 +39,13 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
             nats = torch.cat([tensors[estimator] for tensors, _ in read_shards])
             grey_levels = settings["grey_levels"] if estimator == "ode" else None
             bits = bits_per_dimension(nats, read_shards[0][1]["dimensions"], grey_levels)
+            key = {"likelihood": plain, "training_seed": seed, "estimator": estimator}
+            images += [key | {"image": place, "bits_per_dim": each} for place, each in enumerate(bits.tolist())]
             rows.append(
-                {
-                    "likelihood": plain,
-                    "training_seed": seed,
+                key
+                | {
                     "network": without_seed(settings["network"])[0],
                     "path": without_seed(settings["path"])[0],
-                    "estimator": estimator,
                     "bits_per_dim": float(bits.mean()),
                     "error": float(bits.std() / len(bits) ** 0.5),
                     "images": len(bits),
@@ -53,14 +54,14 @@ def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
                     "commit": " ".join(sorted({each for _, about in read_shards for each in about["commits"]})),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), pd.DataFrame(images)
 
 
 def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
     """One row a likelihood and estimator: means over training seeds, their standard error, that over images.
 
     Args:
-        measured: rows of `likelihood_rows`, one or more.
+        measured: one row a likelihood, of `likelihood_rows`; one or more.
     """
     groups = measured.groupby(["likelihood", "estimator"], sort=False)
     found = groups.agg({name: "mean" if name in ("bits_per_dim", "error") else "first" for name in measured})
@@ -90,7 +91,7 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
     """Bits per dimension as a part of a page for people.
 
     Args:
-        measured: rows of `likelihood_rows`, one or more.
+        measured: one row a likelihood, of `likelihood_rows`; one or more.
         published: rows of `published_values`; those without a likelihood are left out.
     """
     rows = [["network", "path", "estimator", "bits per dimension", "images"]]

@@ -9,7 +9,7 @@ from anisodiff.errors import StageError, one_line
 
 TEXTS = (
     "dataset", "network", "method", "features", "device", "host", "version", "commit", "kind", "name", "denoiser",
-    "source", "plane", "row",
+    "source", "plane", "row", "likelihood", "estimator",
 )  # fmt: skip
 
 

@@ -55,10 +55,11 @@ def table(
     beside, rows, left_out = beside or Beside(), read(distance_file), read(left_out_file)
     if "training_seed" not in rows:  # tables of before there were several
         rows["training_seed"] = 0
-    measured = likelihood_rows(beside.likelihoods)
+    measured, of_images = likelihood_rows(beside.likelihoods)
     tidy = with_likelihoods(cells(rows, left_out, list(methods)), measured, methods)
     if len(measured):
         write_text(output / "likelihood.csv", measured.to_csv(index=False, float_format="%.6g"))
+        write_text(output / "likelihood-images.csv", of_images.to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
@@ -257,7 +258,7 @@ class Page:
                 value = self.mean[nfe][name]
                 text = "" if pd.isna(value) else f"{value:.2f}"
                 if above and not pd.isna(value - self.mean[nfe][above]):
-                    text += f" ({self.comparisons.difference(name, above, int(nfe))})"
+                    text += f" ({self.comparisons.difference(name, above, int(nfe)):.2f})"
                 cells.append(text)
             rows.append([name, self._added(above, name), *cells])
         best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]

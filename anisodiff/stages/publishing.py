@@ -15,7 +15,7 @@ from anisodiff.storage.files import Metadata, atomic, provenance, write_text
 
 FILES = ("table.csv", "table.md")
 WHERE_MADE = (
-    "table.tex", "cost.*", "distances*.csv", "metrics.md", "geometry.*", "likelihood.csv", "convergence/*.csv",
+    "table.tex", "cost.*", "distances*.csv", "metrics.md", "geometry.*", "likelihood*.csv", "convergence/*.csv",
     "tunings/*.safetensors", "plots/[!.]*",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
