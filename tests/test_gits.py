@@ -161,7 +161,10 @@ def test_the_analytic_step_by_images_is_the_best_of_all(taught):
     model, noise, found = taught
     step = SOLVERS["ipndm"].with_order(2)
     ways = {steps: way for steps, way in gits.shortest(gits.costs(found)).items() if steps <= 3}
-    chosen = gits.analytic_step_by_images(ways, found, step)
+    told: list[tuple[int, int]] = []
+    chosen = gits.analytic_step_by_images(ways, found, step, lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] == sum(steps * (way[1] - 1) for steps, way in ways.items())
     first = start_of(model, noise, found.levels)
     for steps, way in chosen.items():
         assert [way[0], *way[2:]] == ways[steps - 1]
@@ -233,6 +236,14 @@ def test_levels_for_every_budget_from_one_file(searched):
     assert levels_in(searched, 5, False, True).steps == 4
     about = checkpoints.header(searched)
     assert about["parts"].keys() == {"trajectories", "costs", "programming", "analytic step"}
+
+
+def test_a_search_shows_how_far_it_is(start, tmp_path, capfd):
+    settings = SearchSettings(network="base", path="edm", points=7, images=4, analytic_nfe=2)
+    searching.search_levels(SPACE, settings, start[0], start[1], tmp_path / "search.safetensors")
+    shown = capfd.readouterr().err
+    assert "trajectories: 100%" in shown
+    assert "images of analytic first steps: 100%" in shown
 
 
 def test_a_budget_larger_than_the_grid(searched):

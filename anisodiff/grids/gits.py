@@ -7,6 +7,7 @@ search is over nodes of a fine grid of any path: on an anisotropic one, over its
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -135,7 +136,12 @@ def joint_with_analytic_step(
     return {steps: way for steps, way in ways.items() if steps > 1}
 
 
-def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectory, step: Step) -> dict[int, list[int]]:
+def analytic_step_by_images(
+    ways: dict[int, list[int]],
+    trajectories: Trajectory,
+    step: Step,
+    told: Callable[[int, int], None] | None = None,
+) -> dict[int, list[int]]:
     """Ways of one step more, whose first, analytic step leads to the node from which a student's images come out best.
 
     Each node before the next is tried; what counts is the mean distance of the student's last images to the teacher's
@@ -145,15 +151,22 @@ def analytic_step_by_images(ways: dict[int, list[int]], trajectories: Trajectory
         ways: from `shortest`; ways of as many evaluations as steps.
         trajectories: the teacher's, as `record_trajectory` keeps them.
         step: the student's.
+        told: called after each node that is tried with how many steps are done, and of how many.
     """
     first, teacher = trajectories.states[0], trajectories.states[-1]
     denoiser, labels = trajectories.problem.denoiser, trajectories.problem.labels
 
+    tried = {steps: [[0, node, *way[1:]] for node in range(1, way[1])] for steps, way in ways.items()}
+    done, total = 0, sum(steps * len(candidates) for steps, candidates in tried.items())
+
     def off(way: list[int]) -> float:
+        nonlocal done
         end = solve(denoiser, first, at(trajectories.levels.nodes[way]), step, labels, analytic_first=True)
+        done += len(way) - 2
+        if told:
+            told(done, total)
         return float((end - teacher).flatten(1).norm(dim=1).mean())
 
-    tried = {steps: [[0, node, *way[1:]] for node in range(1, way[1])] for steps, way in ways.items()}
     return {steps + 1: min(candidates, key=off) for steps, candidates in tried.items() if candidates}
 
 
@@ -182,6 +195,7 @@ def search(
     analytic: str = "costs",
     student: Step | None = None,
     most: int = 10,
+    told: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> Search:
     """The parts in a row, timed: the teacher's trajectories, the costs, the ways.
 
@@ -196,12 +210,16 @@ def search(
             nodes of a way, or "joint" with all others of the way.
         student: step of the solver whose images count.
         most: evaluations for which images are made.
+        told: called after each step with the part that it is of, how many are done, and of how many.
 
     Raises:
         InvalidArgument: images of a student are asked for, and there is no student.
     """
     began = time.perf_counter()
-    trajectories = record_trajectory(denoiser, noise, levels, labels, SOLVERS[TEACHER].with_order(), keep_flows=True)
+    step = SOLVERS[TEACHER].with_order()
+    trajectories = record_trajectory(
+        denoiser, noise, levels, labels, step, keep_flows=True, told=partial(told, "trajectories")
+    )
     taught = time.perf_counter()
     cost, direction = costs(trajectories, kind), costs(trajectories, kind, analytic=True)
     measured = time.perf_counter()
@@ -211,7 +229,9 @@ def search(
         if student is None:
             raise InvalidArgument("student: its images are asked for: give its step")
         few = {steps: way for steps, way in ways.items() if steps <= most}
-        analytic_ways = analytic_step_by_images(few, trajectories, student)
+        analytic_ways = analytic_step_by_images(
+            few, trajectories, student, partial(told, "images of analytic first steps")
+        )
     elif analytic == "joint":
         analytic_ways = joint_with_analytic_step(cost, direction, gamma)
     else:

@@ -1,5 +1,6 @@
 """Trajectories: a batch of images at every node of a grid."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -73,6 +74,7 @@ def record_trajectory(
     step: Step,
     keep_flows: bool = False,
     source: NoiseSource | None = None,
+    told: Callable[[int, int], None] | None = None,
     **options: Unpack[SolveOptions],
 ) -> Trajectory:
     """Run a solver and keep every node.
@@ -85,6 +87,7 @@ def record_trajectory(
         step: takes one step of the solver.
         keep_flows: keep the flow at every node, of a solver that remembers flows (`euler`, `ipndm`, `deis`).
         source: of a stochastic solver's noise.
+        told: called after each step with how many are done, and of how many.
         options: keyword arguments of `solve`.
     """
     states, flows = [start(denoiser, noise, levels, labels)], []
@@ -95,6 +98,8 @@ def record_trajectory(
         evaluations.append(denoiser.evaluations - before)
         if keep_flows:
             flows.append(state.history[0])
+        if told:
+            told(len(states) - 1, len(levels.nodes) - 1)
 
     solve(denoiser, states[0], levels, step, labels, watch, source=source, **options)
     kept = torch.stack(flows) if keep_flows else None

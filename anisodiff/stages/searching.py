@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from anisodiff.compute import CPU, Compute
 from anisodiff.experiment.settings import ImageSpace, SearchSettings
@@ -44,6 +45,15 @@ def search_levels(
         fine = fixed.uniform(path, settings.points, append_zero=False)
     seeds = range(settings.seed, settings.seed + settings.images)
     noise, labels = draw_for(denoiser, seeds, space.class_conditional, compute.device)
+    bars: dict[str, tqdm] = {}
+
+    def told(part: str, done: int, total: int) -> None:
+        if part not in bars:
+            bars[part] = tqdm(total=total, desc=part, unit="step", mininterval=5)
+        bars[part].update(done - bars[part].n)
+        if done == total:
+            bars[part].close()
+
     found = gits.search(
         denoiser,
         noise,
@@ -54,6 +64,7 @@ def search_levels(
         settings.analytic,
         SOLVERS[settings.solver].with_order(settings.order),
         settings.analytic_nfe,
+        told,
     )
     tensors = {"nodes": fine.nodes}
     for kind, ways in (("way", found.ways), ("analytic", found.analytic_ways)):
