@@ -131,13 +131,15 @@ def test_a_folder_is_compared_at_the_budgets_that_rows_share(tmp_path):
     also = rows[rows["method"] == "a"].assign(nfe=9)
     pd.concat([rows, also]).to_csv(tmp_path / "distances.csv")
     left.to_csv(tmp_path / "distances-left-out.csv")
-    head, _, own, worse, same = compare(tmp_path, "a", ["b", "c"]).splitlines()
+    head, _, own, worse, same, *_ = compare(tmp_path, "a", ["b", "c"]).splitlines()
     assert head == "| row | NFE 5 | NFE 9 |"
     assert own == "| a | 2.00 | 2.00 |"
     assert re.fullmatch(r"\| b less a \| \*\*\+\d\.\d\d ± 0\.01\*\* \|  \|", worse)
     assert "**" not in same
-    with pytest.raises(StageError, match="no row d: there are a, b, c"):
-        compare(tmp_path, "a", ["d"])
+    with pytest.raises(StageError, match=r"no row bb: did you mean b or . or .\?"):
+        compare(tmp_path, "a", ["bb"])
+    with pytest.raises(StageError, match="no such folder"):
+        compare(tmp_path / "none", "a", ["b"])
     (tmp_path / "distances-left-out.csv").unlink()
     with pytest.raises(StageError, match=r"no distances-left-out\.csv: name a dataset's results"):
         compare(tmp_path, "a", ["b"])
@@ -161,7 +163,7 @@ def test_bits_are_compared_image_by_image_and_over_trainings(tmp_path):
     rows, left = table({"a": np.ones((1, 10)), "b": np.ones((1, 10)), "c": np.ones((1, 10))})
     for name, each in {"distances": rows, "distances-left-out": left, "likelihood-images": images}.items():
         each.to_csv(tmp_path / f"{name}.csv", index=False)
-    head, _, baseline, other, without = compare(tmp_path, "a", ["b", "c"]).splitlines()
+    head, _, baseline, other, without, *_ = compare(tmp_path, "a", ["b", "c"]).splitlines()
     assert head == "| row | NFE 5 | bits/dim, ode |"
     assert baseline == f"| a | 1.00 | {own.mean():.3f} |"
     assert other.endswith(f"| {found:.3f} |")  # 0.333 ± 0.379: it holds 0

@@ -62,9 +62,10 @@ FIGURES = {
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",
-        "Below zero the lowest frequencies are less noisy than the others. Of more than four subspaces, four are "
-        "drawn, from the first to the last. A band is the range over classes. Paths that differ by 1 % at most are one "
-        "line. Colour is the path, as in all figures; open markers are warped.",
+        "Below zero subspace 1 (the lowest frequencies, or the leading principal directions) is less noisy than the "
+        "others. Of several trainings the first; a line is the geometric mean over classes, a band their range. Of "
+        "more than four subspaces, four are drawn, from the first to the last. Paths that differ by 1 % at most are "
+        "one line. Colour is the path, as in all figures; open markers are warped.",
     ),
     "convergence": Caption(
         "{dataset}: Frechet distance at every node of a grid",

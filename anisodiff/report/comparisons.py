@@ -1,5 +1,6 @@
 """Whether one row of a table is better than another: differences on shared noises, with their errors."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Comparisons:
             return None
         means = [self._groups[name, nfe].groupby(["range", "group"])["distance"].mean() for name in (first, second)]
         apart = means[0] - means[1]
-        if apart.loc[shared].isna().any():  # left out by other groups
+        if apart.loc[shared].isna().any():  # the rows' groups differ, so that theirs cannot be paired
             return None
         found = [apart[number].to_numpy() for number in shared if number in apart.index]
         if len(found) < len(shared) or min(map(len, found), default=0) < 2:
@@ -93,7 +94,8 @@ class Comparisons:
 
 
 def bits_difference(images: pd.DataFrame, first: str, second: str) -> Difference:
-    """Bits per dimension of one likelihood less those of another, by one estimator, over the images of both.
+    """Bits per dimension of one likelihood less those of another, by one estimator: mean over trainings, then over the
+    images that both have, paired.
 
     Args:
         images: rows of `likelihood-images.csv` of the estimator.
@@ -113,7 +115,8 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     """A Markdown table of how much larger the distances of rows are than a baseline's, at every budget of the
     baseline; and their bits per dimension, where likelihoods of the baseline's name were measured.
 
-    Each difference stands with half of its 95 % confidence interval, in bold where that excludes 0.
+    Each difference is over the ranges of images that both have, with half of its 95 % confidence interval, in bold
+    where that excludes 0; blank where the row was not measured.
 
     Args:
         folder: a dataset's finished or published results: `distances.csv` and `distances-left-out.csv` are read, and
@@ -126,13 +129,14 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
     """
     files = [folder / f"{name}.csv" for name in ("distances", "distances-left-out")]
     if lost := [file.name for file in files if not file.is_file()]:
+        missing = ", ".join(lost) if folder.is_dir() else "such folder"
         raise StageError(
-            f"{folder}: no {', '.join(lost)}: name a dataset's results, published by this version or finished here"
+            f"{folder}: no {missing}: name a dataset's results, published by this version or finished here"
         )
     rows, left_out = (read(file) for file in files)
     known = set(rows["method"])
     if lost := [name for name in (baseline, *others) if name not in known]:
-        raise StageError(f"{folder}: no row {', '.join(lost)}: there are {', '.join(sorted(known))}")
+        raise StageError(f"{folder}: no row {', '.join(lost)}: did you mean {_close(lost[0], sorted(known))}?")
     comparisons = Comparisons(rows, left_out)
     mean = {key: float(each.mean()) for key, each in rows.groupby(["method", "nfe"])["distance"]}
     budgets = sorted(set(rows[rows["method"] == baseline]["nfe"]))
@@ -150,9 +154,13 @@ def compare(folder: Path, baseline: str, others: Sequence[str]) -> str:
             head.append(f"bits/dim, {estimator}")
             lines[0].append(f"{measured[baseline]:.3f}")
             for line, name in zip(lines[1:], others, strict=True):
-                known = name in measured
-                line.append(_marked(bits_difference(images, name, baseline), ".3f") if known else "")
-    return markdown([head, *lines])
+                line.append(_marked(bits_difference(images, name, baseline), ".3f") if name in measured else "")
+    legend = "±: half of the 95 % confidence interval, bold where it excludes 0. Lower is better."
+    return f"{markdown([head, *lines])}\n\n{legend}"
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
 
 
 def _marked(found: Difference, spec: str) -> str:

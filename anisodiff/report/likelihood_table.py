@@ -18,8 +18,10 @@ ESTIMATORS = {"ode": "bits_per_dim", "bound": "bits_per_dim_bound"}  # in the he
 
 
 def likelihood_rows(files: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a likelihood, training seed and estimator: bits per dimension, mean and standard error over images; and
-    one row for each of these images, by which rows can be compared.
+    """Bits per dimension as `likelihood.csv` and `likelihood-images.csv` have them.
+
+    The first has a row a likelihood, training seed and estimator, with the mean and its standard error over images. The
+    second has a row for each image too; `image` is its place among the held-out ones, the same image in all rows.
 
     Args:
         files: those of the stage `likelihood`, by name, a file a shard.

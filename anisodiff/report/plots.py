@@ -249,7 +249,8 @@ def _styled(
     paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], points: int = 800
 ) -> list[tuple[str, Tensor, Tensor, Look]]:
     """Name, times in [0, 1], variances `[points, L, J]` and look of every path, and of those that are warped (open
-    markers); L classes, or one for all. What differs by less than a line's width is one line, by the names of all."""
+    markers); L classes, or one for all, and J subspaces. Paths with as many of both whose variances differ by 1 % at
+    most are one, by the names of all, with the first's look."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     colours, mark = path_colours(paths), dict(zip(paths, itertools.cycle(MARKERS), strict=False))
     own = lambda path, fill: {"color": colours[path], "marker": mark[path], "fillstyle": fill}  # noqa: E731
@@ -344,7 +345,8 @@ def is_turned(subspaces: Any) -> TypeGuard[RotatedBasis]:
 
 
 def learned_bases(bases: Mapping[str, RotatedBasis], count: int = 9) -> Figure:
-    """The vectors of learned bases that turned most, each below the one that it started as.
+    """The vectors of learned bases that turned most, most first, each below the one that it started as and drawn to its
+    own largest entry; with the angle between the two.
 
     Args:
         bases: of a path each, by its name.

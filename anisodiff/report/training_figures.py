@@ -22,7 +22,8 @@ def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) ->
     Raises:
         StageError: a path does not say its held-out loss: it was made by an early version, or is in closed form.
     """
-    budgets = sorted(tidy[tidy["method"].isin([name for each in series.values() for name in each])]["nfe"].unique())
+    drawn = tidy[tidy["method"].isin([name for each in series.values() for name in each])]["nfe"].value_counts()
+    budgets = sorted(drawn[drawn == drawn.max()].index)  # a line of one point would say nothing
     look = dict(zip(budgets, styles(len(budgets)), strict=True))
     figure, all_axes = plt.subplots(1, len(series) + 1, figsize=(3.1 * (len(series) + 1) + 0.8, 3.8), squeeze=False)
     *panels, losses = all_axes.flat
@@ -45,7 +46,7 @@ def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) ->
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    losses.set_title("loss on held-out images", fontsize=9, loc="left")
+    losses.set_title("loss on held-out images, first training", fontsize=9, loc="left")
     figure.supxlabel("images that the path has seen (thousands)", fontsize=9)
     legend_beside(losses, 8, panels)
     return figure
