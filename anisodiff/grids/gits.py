@@ -140,7 +140,7 @@ def analytic_step_by_images(
     ways: dict[int, list[int]],
     trajectories: Trajectory,
     step: Step,
-    told: Callable[[int, int], None] | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, list[int]]:
     """Ways of one step more, whose first, analytic step leads to the node from which a student's images come out best.
 
@@ -163,8 +163,7 @@ def analytic_step_by_images(
         nonlocal done
         end = solve(denoiser, first, at(trajectories.levels.nodes[way]), step, labels, analytic_first=True)
         done += len(way) - 2
-        if told:
-            told(done, total)
+        told(done, total)
         return float((end - teacher).flatten(1).norm(dim=1).mean())
 
     return {steps + 1: min(candidates, key=off) for steps, candidates in tried.items() if candidates}

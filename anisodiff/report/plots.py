@@ -349,7 +349,7 @@ def learned_bases(bases: Mapping[str, RotatedBasis], count: int = 9) -> Figure:
     own largest entry; with the angle between the two.
 
     Args:
-        bases: of a path each, by its name.
+        bases: learned bases, by the names of their paths.
         count: vectors of each.
     """
     figure, all_axes = plt.subplots(2 * len(bases), count, figsize=(7.2, 2.1 * len(bases)), squeeze=False)

@@ -74,7 +74,7 @@ def record_trajectory(
     step: Step,
     keep_flows: bool = False,
     source: NoiseSource | None = None,
-    told: Callable[[int, int], None] | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
     **options: Unpack[SolveOptions],
 ) -> Trajectory:
     """Run a solver and keep every node.
@@ -98,8 +98,7 @@ def record_trajectory(
         evaluations.append(denoiser.evaluations - before)
         if keep_flows:
             flows.append(state.history[0])
-        if told:
-            told(len(states) - 1, len(levels.nodes) - 1)
+        told(len(states) - 1, len(levels.nodes) - 1)
 
     solve(denoiser, states[0], levels, step, labels, watch, source=source, **options)
     kept = torch.stack(flows) if keep_flows else None
