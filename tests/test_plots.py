@@ -14,10 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from anisodiff.paths.noise_path import NoisePath
+from anisodiff.paths.noise_path import NoisePath, Warp
 from anisodiff.paths.rotated import rotated_basis
 from anisodiff.paths.schedules import ExponentSchedule
-from anisodiff.report import drawing, geometry_figures, plots, tables
+from anisodiff.report import drawing, geometry_figures, plots, tables, training_figures
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.storage import checkpoints
 
@@ -180,6 +180,16 @@ def test_bits_stand_against_the_distance_at_the_largest_budget(likely):
     assert [each.lines[0].get_xydata().tolist() for each in bound.containers[1:]] == [[[2.10, 3.43]]]
 
 
+def test_bits_stand_at_a_budget_that_most_have(likely):
+    """One row was drawn at more evaluations too, and one only at those: their distances would mean something else."""
+    more = likely[likely["nfe"] == 9].assign(nfe=35, mean=1.0)
+    look, published = drawing.looks(METHODS), tables.published_values("toy", "", [])
+    both = pd.concat([likely, more[more["method"] == "ani"]])
+    assert labels(plots.bits_against_distance(both, METHODS, look, published).axes[1]) == ["iso, NFE 9", "ani, NFE 9"]
+    apart = pd.concat([likely[likely["method"] != "ani"], more[more["method"] == "ani"]])
+    assert labels(plots.bits_against_distance(apart, METHODS, look, published).axes[1]) == ["iso, NFE 9", "ani, NFE 35"]
+
+
 def test_bits_are_drawn_where_likelihoods_were_asked_for(likely):
     assert tables.bits_columns(likely) == ["bits_per_dim", "bits_per_dim_bound"]
     assert tables.bits_columns(likely[["method", "mean"]]) == []
@@ -193,6 +203,20 @@ def test_of_many_subspaces_some_are_drawn():
     (levels,), (ratios,) = (draw({"many": path}, {}, 80.0).axes for draw in (plots.learned_levels, plots.log_ratio))
     assert labels(levels) == [f"many, subspace {j}" for j in (1, 22, 43, 64)]
     assert labels(ratios) == [f"many: $g_1/g_{{{j}}}$" for j in (22, 43, 64)]
+
+
+def test_many_paths_are_shared_out_with_the_first_behind_each():
+    def path(j: int) -> NoisePath:
+        return NoisePath(rotated_basis(f"separable:{j}", (1, 8, 8)), ExponentSchedule(torch.ones(j), (1e-9, 6400.0)))
+
+    ends = np.log([1e-9, 6400.0])
+    warp = Warp(path(1), ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 9, dtype=torch.float64)[None] ** 0.5)
+    first, second = plots.learned_levels({"a": path(1), "b": path(3), "c": path(2)}, {"w": (warp, "a")}, 80.0).axes
+    assert labels(first) == ["a", "w (warped)", "b, subspace 1", "b, subspace 2", "b, subspace 3"]
+    assert labels(second) == ["a", "c, subspace 1", "c, subspace 2"]
+    grey, own = second.lines[0], first.lines[0]
+    assert np.array_equal(grey.get_xydata(), own.get_xydata())
+    assert (grey.get_color(), own.get_color()) == ("0.82", drawing.path_colours("abc")["a"])
 
 
 def test_paths_that_are_equal_are_one_line_by_all_their_names():
@@ -252,6 +276,24 @@ def test_a_ladders_rows_are_named_at_their_ends(tidy):
     lines = {colors.to_hex(each["color"]) for each in look.values()}
     assert [leader in lines for leader in leaders] == [True, True, False, True]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_paths_stand_at_the_images_they_have_seen_and_one_that_is_not_trained_is_a_level(tidy, tmp_path):
+    files = {}
+    for name, kimg, heldout in (("ani", 64.0, 3.0), ("iso", 16, 5.0)):
+        files[name] = str(tmp_path / f"{name}.safetensors")
+        checkpoints.save(files[name], {}, {"kimg": kimg, "heldout": heldout})
+    panel, losses = training_figures.against_kimg(tidy, {"a series": {"edm": None, **files}}).axes
+    means = tidy.set_index(["method", "nfe"])["mean"]
+    bars = {bar.get_label(): bar.lines[0] for bar in panel.containers}
+    dotted = [line for line in panel.lines if line.get_linestyle() == ":" and line.get_label().startswith("_")]
+    level = {line.get_color(): line.get_ydata()[0] for line in dotted}
+    for nfe in (5, 9):
+        line = bars[f"NFE {nfe}"]
+        assert line.get_xydata().tolist() == [[16, means["iso", nfe]], [64, means["ani", nfe]]]
+        assert level[line.get_color()] == means["edm", nfe]
+    assert losses.lines[0].get_xydata().tolist() == [[16, 5], [64, 3]]
+    assert labels(losses) == ["edm, not trained", "NFE 5", "NFE 9"]
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=9))

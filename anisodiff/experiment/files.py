@@ -221,6 +221,7 @@ class DatasetFiles:
         settings = self.settings
         methods = {name: settings.methods[name] for name in first_of(settings.methods)}
         shown = dict.fromkeys(method.path for method in methods.values())
+        paths = {name: method.path for name, method in settings.methods.items()}
         nfe = grid_nfe(settings)
         return FigureSettings(
             dataset=self.name,
@@ -239,7 +240,7 @@ class DatasetFiles:
                 name: self.of(CONVERGENCE, method=name, nfe=count) for name, count in settings.convergence.items()
             },
             trained={
-                series: {name: self.path(settings.methods[name].path) for name in names}
+                series: {name: self.path(path) if (path := paths[name]) in settings.runs else None for name in names}
                 for series, names in settings.plots.trained.items()
             },
             published=PublishedValues(file=published, methods=settings.plots.published),

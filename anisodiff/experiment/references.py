@@ -114,10 +114,11 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
     for series, names in dataset.plots.trained.items():
         for name in names:
             check(f"plots.trained.{series}", name, set(methods))
-            if methods[name].path not in runs:
-                raise StageError(f"{where}.plots.trained.{series}: the path of {name!r} is not trained: leave it out")
-            if runs[methods[name].path].guard != "loss":
+            path = methods[name].path
+            if path in runs and runs[path].guard != "loss":
                 raise StageError(f"{where}.plots.trained.{series}: {name!r} is not watched by its loss: leave it out")
+        if sum(methods[name].path in runs for name in names) < 2:
+            raise StageError(f"{where}.plots.trained.{series}: a line needs two methods whose path is trained: add one")
     for name in dataset.ladder:
         check("ladder", name, set(methods))
     for name, nfe in dataset.convergence.items():

@@ -32,8 +32,8 @@ FIGURES = {
     ),
     "bits-against-distance": Caption(
         "{dataset}: likelihood against Frechet distance",
-        "A point is a method at its largest budget, with the bits per dimension of held-out images under its network "
-        "over its path: upright bars are standard errors over the images, level ones over images, and over training "
+        "A point is a method, at the largest budget that most have, with the bits per dimension of held-out images "
+        "under its network over its path: upright bars are standard errors over the images, level ones over images, and over training "
         "seeds where there are several. Left the density along the probability flow, right the bound, where both "
         "were measured. Colour is the path, marker the solver; values that others published are grey. Lower is better "
         "on both axes.",
@@ -42,7 +42,8 @@ FIGURES = {
         "{dataset}: what training a path longer does",
         "Distance at each budget against the images that the path has seen since the base network, with bars of one "
         "standard error over images, and over training seeds where there are several; right the loss that training "
-        "lowers, on held-out images, of the first seed. Colour, line and marker are the budget here.",
+        "lowers, on held-out images, of the first seed. Dotted is a path that is not trained. Colour, line and marker "
+        "are the budget here.",
     ),
     "samples": Caption(
         "{dataset}: images of the same seeds under every method",
@@ -57,8 +58,8 @@ FIGURES = {
         "{dataset}: noise levels of the subspaces over time",
         "Standard deviation of the noise, from the image (t = 0) to pure noise (t = T). Of more than four subspaces, "
         "four are drawn, from the first to the last. A band is the range over classes. Paths that differ by 1 % at "
-        "most are one line. Colour is the path, as in all figures; here line and marker are not the solver but "
-        "subspace and path, open markers warped.",
+        "most are one line. Of several panels, each has the first path in grey. Colour is the path, as in all figures; "
+        "here line and marker are not the solver but subspace and path, open markers warped.",
     ),
     "log-ratio": Caption(
         "{dataset}: ratio of the variances of the subspaces over time",

@@ -86,6 +86,7 @@ def make(table: Path, settings: FigureSettings, output: Path) -> None:
 LINES = 5  # a panel, at most
 LINE = {"markersize": 6.5, "markeredgewidth": 0.8, "linewidth": 1.2}
 NFE = "NFE (denoiser evaluations an image)"
+TIME = "time t (variance units, 0 to T)"
 
 
 def panels_of(methods: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -147,7 +148,7 @@ def distance_against_nfe(
         distance_axis(axes, tidy["features"].iloc[0])
         axes.label_outer()
         legend_beside(axes, size=9 if k < len(panels) else 6)
-    _hide(all_axes, count)
+    _hide(all_axes, count, NFE)
     figure.supxlabel(_images(tidy), fontsize=9)
     return figure
 
@@ -160,13 +161,13 @@ def _panels(count: int) -> tuple[Figure, np.ndarray]:
     return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
 
 
-def _hide(all_axes: np.ndarray, count: int) -> None:
-    """Hide the panels after these; those above them get their labels."""
+def _hide(all_axes: np.ndarray, count: int, label: str) -> None:
+    """Hide the panels after these; those above them get their numbers and this label."""
     for empty in range(count, all_axes.size):
         all_axes.flat[empty].set_visible(False)
         above = all_axes.flat[empty - len(all_axes[0])]
         above.tick_params(labelbottom=True)
-        above.set_xlabel(NFE)
+        above.set_xlabel(label)
 
 
 def _path_title(names: list[str], methods: Mapping[str, Sequence[str]]) -> str:
@@ -255,11 +256,14 @@ def _styled(
     colours, mark = path_colours(paths), dict(zip(paths, itertools.cycle(MARKERS), strict=False))
     own = lambda path, fill: {"color": colours[path], "marker": mark[path], "fillstyle": fill}  # noqa: E731
     with torch.no_grad():
-        curves = [(name, t, path.table(t).square(), own(name, "full")) for name, path in paths.items()]
-        curves += [
-            (f"{name} (warped)", t, paths[path].table(warp(t)[0]).square(), own(path, "none"))
-            for name, (warp, path) in warps.items()
-        ]
+        curves = []
+        for path, levels in paths.items():
+            curves.append((path, t, levels.table(t).square(), own(path, "full")))
+            curves += [
+                (f"{name} (warped)", t, levels.table(warp(t)[0]).square(), own(path, "none"))
+                for name, (warp, warped) in warps.items()
+                if warped == path
+            ]
     alike: list[list[tuple[str, Tensor, Tensor, Look]]] = []
     for curve in curves:
         same = next((each for each in alike if _is_one_line(each[0][2], curve[2])), [])
@@ -293,19 +297,35 @@ def _drawn(subspaces: int) -> list[int]:
 
 
 def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
-    """Paper, Figure 3: standard deviation of the noise in each subspace over time."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    for name, t, g, style in _styled(paths, warps):
-        for k, j in enumerate(_drawn(g.shape[2])):
-            label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
-            dash: Look = {"linestyle": DASHES[k]}
-            every = {"markevery": (40 + 60 * k, 160), "markersize": 4}
-            _band(axes, t * sigma_max**2, g[..., j].sqrt(), style)
-            axes.plot(t * sigma_max**2, _middle(g[..., j]).sqrt(), label=label, linewidth=1.2, **(style | dash | every))
-    axes.set_yscale("log")
-    axes.set_xlabel("time t (variance units, 0 to T)")
-    axes.set_ylabel("noise level $\\sigma_j(t) = g_j(t)^{1/2}$ (pixel values)")
-    legend_beside(axes)
+    """Paper, Figure 3: standard deviation of the noise in each subspace over time; of many paths in panels, with the
+    first of them, where it is isotropic, in grey behind the others."""
+    curves = _styled(paths, warps)
+    panels: list[list[int]] = []
+    lines = LINES
+    for k, (_, _, g, _) in enumerate(curves):
+        count = len(_drawn(g.shape[2]))
+        if lines + count > LINES:
+            panels.append([])
+            lines = 0
+        panels[-1].append(k)
+        lines += count
+    figure, all_axes = _panels(len(panels))
+    for axes, held in zip(all_axes.flat, panels, strict=False):
+        name, t, g, _ = curves[0]
+        if 0 not in held and g.shape[2] == 1:
+            axes.plot(t * sigma_max**2, _middle(g[..., 0]).sqrt(), color="0.82", linewidth=4, label=name, zorder=0)
+        for name, t, g, style in [curves[k] for k in held]:
+            for k, j in enumerate(_drawn(g.shape[2])):
+                label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
+                look: Look = style | {"linestyle": DASHES[k], "markevery": (40 + 60 * k, 160), "markersize": 4}
+                _band(axes, t * sigma_max**2, g[..., j].sqrt(), style)
+                axes.plot(t * sigma_max**2, _middle(g[..., j]).sqrt(), label=label, linewidth=1.2, **look)
+        axes.set_yscale("log")
+        axes.set_xlabel(TIME)
+        axes.set_ylabel("noise level $\\sigma_j(t) = g_j(t)^{1/2}$\n(pixel values)")
+        axes.label_outer()
+        legend_beside(axes, 9 if len(panels) == 1 else 8)
+    _hide(all_axes, len(panels), TIME)
     return figure
 
 
@@ -320,7 +340,7 @@ def log_ratio(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], s
             _band(axes, t * sigma_max**2, ratio, style)
             axes.plot(t * sigma_max**2, ratio.mean(1), label=f"{name}: $g_1/g_{{{j + 1}}}$", **(style | dash))
     axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set_xlabel("time t (variance units, 0 to T)")
+    axes.set_xlabel(TIME)
     axes.set_ylabel("log ratio of variances (nats)")
     if curves:
         legend_beside(axes)
@@ -380,9 +400,9 @@ def bits_against_distance(
 ) -> Figure:
     """Bits per dimension of held-out images against the distance of samples; a panel an estimator.
 
-    A point is a method at its largest budget, where the likelihood of its network over its path was measured. Upright
-    bars are standard errors over images, level ones over images and over training seeds where there are several.
-    Published values are grey.
+    A point is a method where the likelihood of its network over its path was measured, at the largest budget that most
+    of them have, or of its own without that. Upright bars are standard errors over images, level ones over images and
+    over training seeds where there are several. Published values are grey.
 
     Args:
         tidy: `table.csv`, with bits per dimension.
@@ -394,9 +414,12 @@ def bits_against_distance(
     width = 3.3 + 3.4 * len(columns)
     figure, all_axes = plt.subplots(1, len(columns), figsize=(width, 4.2), sharex=True, squeeze=False)
     marks = dict(zip(published["method"].unique(), itertools.cycle(MARKERS), strict=False))
-    largest = tidy.sort_values("nfe").groupby("method").tail(1).set_index("method")
+    measured = tidy.dropna(subset=columns, how="all")
+    shared = measured["nfe"].value_counts().sort_index(ascending=False).idxmax()
+    measured = measured.assign(is_shared=measured["nfe"] == shared).sort_values(["is_shared", "nfe"])
+    chosen = measured.groupby("method").tail(1).set_index("method")
     for axes, column in zip(all_axes.flat, columns, strict=True):
-        shown = largest.dropna(subset=column)
+        shown = chosen.dropna(subset=column)
         for name in [name for name in methods if name in shown.index]:
             row, style = shown.loc[name], look[name] | {"linestyle": "none"}
             errors = {"xerr": standard_errors(shown.loc[[name]]).to_numpy(), "yerr": row[f"{column}_error"]}

@@ -12,12 +12,13 @@ from anisodiff.report.drawing import distance_axis, legend_beside, standard_erro
 from anisodiff.storage import checkpoints
 
 
-def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) -> Figure:
+def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str | None]]) -> Figure:
     """Distance at every budget against the images that the path has seen, a panel a series; and its held-out loss.
 
     Args:
         tidy: `table.csv`.
-        series: name -> method -> file of its path, in any order.
+        series: name -> method -> file of its path, in any order; None for a path that is not trained, which is drawn as
+            a level line.
 
     Raises:
         StageError: a path does not say its held-out loss: it was made by an early version, or is in closed form.
@@ -28,7 +29,7 @@ def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) ->
     figure, all_axes = plt.subplots(1, len(series) + 1, figsize=(3.1 * (len(series) + 1) + 0.8, 3.8), squeeze=False)
     *panels, losses = all_axes.flat
     for axes, (title, methods) in zip(panels, series.items(), strict=True):
-        seen = {name: _trained(file) for name, file in methods.items()}
+        seen = {name: _trained(file) for name, file in methods.items() if file is not None}
         for nfe in budgets:
             rows = tidy[(tidy["nfe"] == nfe) & tidy["method"].isin(seen)]
             rows = rows.assign(seen=[seen[name][0] for name in rows["method"]]).sort_values("seen")
@@ -36,6 +37,11 @@ def against_kimg(tidy: pd.DataFrame, series: Mapping[str, Mapping[str, str]]) ->
                 rows["seen"], rows["mean"], standard_errors(rows), label=f"NFE {nfe}", capsize=2, markersize=5,
                 linewidth=1.2, **look[nfe],
             )  # fmt: skip
+        for name in [name for name in methods if name not in seen]:
+            for nfe, level in tidy[tidy["method"] == name].set_index("nfe")["mean"].items():
+                if nfe in look:
+                    axes.axhline(level, color=look[nfe]["color"], linestyle=":", linewidth=1)
+            axes.plot([], [], color="0.35", linestyle=":", linewidth=1, label=f"{name}, not trained")
         distance_axis(axes, tidy["features"].iloc[0])
         axes.set_title(title, fontsize=9, loc="left")
         axes.sharey(panels[0])

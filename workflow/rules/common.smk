@@ -247,7 +247,7 @@ def figure_inputs(wildcards):
         *shown.strips.values(),
         *shown.geometry.values(),
         *shown.convergence.values(),
-        *(file for each in shown.trained.values() for file in each.values()),
+        *(file for each in shown.trained.values() for file in each.values() if file is not None),
         *published_file(wildcards),
     ]
 

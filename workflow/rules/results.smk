@@ -72,7 +72,7 @@ rule plots:
     conda:
         ENVIRONMENT
     params:
-        settings=lambda wildcards: figures(wildcards).as_json(),
+        settings=lambda wildcards: figures(wildcards).model_dump_json(),  # in the configuration's order
     shell:
         "exec python -m anisodiff plot --table {input.table:q} --settings {params.settings:q} --output {output:q}"
         " >{log:q} 2>&1"

@@ -83,7 +83,7 @@ class PlotsSettings(Section):
     )
     trained: dict[str, Annotated[list[Name], Field(min_length=2), Unique]] = section(
         "Methods that differ in how long their path was trained, by the name of a panel: distance and held-out loss "
-        "against the images seen."
+        "against the images seen. One whose path is not trained, as edm, is a level line."
     )
     grid_nfe: Whole | None = key(
         "Budget of the strips and sample grids; null takes the smallest.", None, unit="evaluations"

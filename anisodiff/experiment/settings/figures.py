@@ -11,7 +11,7 @@ class PublishedValues(Section):
 
 
 class FigureSettings(Section):
-    """Names and files of what the figures show."""
+    """Names and files of what the figures show, in the order in which they show it."""
 
     dataset: str = key("Name of the dataset.")
     sigma_max: float = key("Largest level of every path.", unit="pixel values")
@@ -22,7 +22,9 @@ class FigureSettings(Section):
     strips: dict[str, str] = key("Files of the trajectories that are shown as strips, by method.")
     geometry: dict[str, str] = key("Files of the shapes of trajectories, by name.")
     convergence: dict[str, str] = key("Files of distances from node to node, by method.")
-    trained: dict[str, dict[str, str]] = key("Files of the paths of methods that differ in training, by series.")
+    trained: dict[str, dict[str, str | None]] = key(
+        "Files of the paths of methods that differ in training, by series; null for one that is not trained."
+    )
     published: PublishedValues = key("Published values behind the dataset's own.")
     grid_nfe: int = key("Budget of the sample grids.", unit="evaluations")
     reference: str = key("Feature statistics of the data, with some of its images.")
