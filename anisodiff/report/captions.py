@@ -34,9 +34,9 @@ FIGURES = {
         "{dataset}: likelihood against Frechet distance",
         "A point is a method, at the largest budget that most have, with the bits per dimension of held-out images "
         "under its network over its path: upright bars are standard errors over the images, level ones over images, "
-        "and over training seeds where there are several. Left the density along the probability flow, right the bound, "
-        "where both were measured. Colour is the path, marker the solver; values that others published are grey. Lower "
-        "is better on both axes.",
+        "and over training seeds where there are several. Left the density along the probability flow, right the "
+        "bound, where both were measured. Colour is the path, marker the solver; values that others published are "
+        "grey. Lower is better on both axes.",
     ),
     "against-kimg": Caption(
         "{dataset}: what training a path longer does",
