@@ -17,7 +17,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from anisodiff.errors import InvalidArgument, StageError, Stopped
 from anisodiff.metrics.registry import FeatureFile, Keep
-from anisodiff.storage.files import provenance, version
+from anisodiff.storage.files import commit, provenance, version
 from anisodiff.storage.formats import FORMATS
 from anisodiff.training.launch import launch
 
@@ -135,13 +135,13 @@ MethodOption = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="File to write; it appears when it is complete.")]
 Computing = Annotated[Any, typer.Option("--compute", parser=_json, metavar="JSON", help="device, dtype, compile.")]
-Threads = Annotated[int, typer.Option(help="CPU threads, of all processes together.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together.")]
 BasisFile = Annotated[Path | None, typer.Option("--basis", help="Principal subspaces, for subspaces basis:NAME.")]
-Processes = Annotated[int, typer.Option(help="On each machine, a GPU each; more than one run under torchrun.")]
-Machines = Annotated[int, typer.Option(help="Machines of the Slurm job this runs in.")]
+Processes = Annotated[int, typer.Option(min=1, help="On each machine, a GPU each; more than one run under torchrun.")]
+Machines = Annotated[int, typer.Option(min=1, help="Machines of the Slurm job this runs in.")]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of images, from the stage images.")]
 SourceName = Annotated[str, typer.Option(help=f"{{{KINDS['Sources of images']}}}.")]
-Resolution = Annotated[int | None, typer.Option(help="Side of the images; leave out to keep theirs.")]
+Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images; leave out to keep theirs.")]
 TransformName = Annotated[str, typer.Option(help=f"How images are made square: {{{KINDS['Transforms']}}}.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 NetworkFile = Annotated[Path, typer.Option("--network", help="Network, safetensors.")]
@@ -159,9 +159,17 @@ def _method(space: Any, settings: Any, network: Path, path: Path, grids: list[Pa
     return Method(space, settings, MethodFiles(network, path, tuple(grids)))
 
 
+def _range(first: int, last: int) -> range:
+    if last < first:
+        raise StageError(f"last: {last} is below the first, {first}: give one that is not")
+    return range(first, last + 1)
+
+
 def _compute(settings: dict, threads: int):
     from anisodiff.compute import Compute
 
+    version()  # kept from here on: of the code that runs, though somebody edits its files meanwhile
+    commit()
     try:
         return Compute(**settings, threads=threads)
     except TypeError as error:
@@ -250,14 +258,13 @@ def train_features(
     settings: Annotated[Any, _section("FeatureTrainingSettings", "features")],
     images: ImagesFolder,
     output: Output,
-    compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
     """Train the digits classifier whose features the demo's distance uses."""
     from anisodiff.metrics.feature_networks import train_digits_cnn
     from anisodiff.storage import checkpoints
 
-    _compute(compute, threads).begin()
+    _compute({}, threads).begin()
     network, accuracy = train_digits_cnn(images, **settings.model_dump())
     metadata = provenance(settings) | {"config": network.config, "heldout_accuracy": accuracy}
     checkpoints.save(output, network.state_dict(), metadata)
@@ -358,10 +365,10 @@ def search(
 def pairs(
     dataset: Space,
     method: MethodOption,
-    nfe: Annotated[int, typer.Option(help="The teacher's budget, in evaluations.")],
-    first: Annotated[int, typer.Option(help="First seed.")],
-    last: Annotated[int, typer.Option(help="Last seed, inclusive.")],
-    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    nfe: Annotated[int, typer.Option(min=1, help="The teacher's budget, in evaluations.")],
+    first: Annotated[int, typer.Option(min=0, help="First seed.")],
+    last: Annotated[int, typer.Option(min=0, help="Last seed, inclusive.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")],
     network: NetworkFile,
     path: PathFile,
     output: Output,
@@ -373,7 +380,7 @@ def pairs(
     from anisodiff.stages import tuning
 
     chosen = _method(dataset, method, network, path, grid)
-    tuning.make_pairs(chosen, nfe, range(first, last + 1), batch, output, _compute(compute, threads))
+    tuning.make_pairs(chosen, nfe, _range(first, last), batch, output, _compute(compute, threads))
 
 
 @app.command(rich_help_panel=TRAINING)
@@ -404,7 +411,7 @@ def tune(
 @app.command(rich_help_panel=SAMPLING)
 def throughput(
     dataset: Space,
-    batch: Annotated[int, typer.Option(help="Images at a time when sampling.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time when sampling.")],
     runs: Annotated[dict, _option(_several("RunSettings"), "Settings of the runs.", "--runs")],
     warps: Annotated[dict, _option(_several("WarpSettings"), "Settings of the warps.", "--warps")],
     images: ImagesFolder,
@@ -429,7 +436,9 @@ def reference(
     features_kind: FeaturesKind,
     output: Output,
     published: Annotated[Path | None, typer.Option(help="npz of mu and sigma, in place of the images'.")] = None,
-    keep: Annotated[int, typer.Option(help="Images whose features are kept, for KID, precision and recall.")] = 0,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Images whose features are kept, for KID, precision and recall.")
+    ] = 0,
     compute: Computing = "{}",
     threads: Threads = 1,
 ) -> None:
@@ -445,9 +454,9 @@ def sample(
     dataset: Space,
     method: MethodOption,
     nfe: Annotated[list[int], typer.Option(help="Budget; repeat for several.")],
-    first: Annotated[int, typer.Option(help="First seed.")],
-    last: Annotated[int, typer.Option(help="Last seed.")],
-    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    first: Annotated[int, typer.Option(min=0, help="First seed.")],
+    last: Annotated[int, typer.Option(min=0, help="Last seed.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")],
     network: NetworkFile,
     path: PathFile,
     features: FeaturesFile,
@@ -470,8 +479,8 @@ def sample(
 def trajectory(
     dataset: Space,
     method: MethodOption,
-    nfe: Annotated[int, typer.Option(help="Budget.")],
-    images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
+    nfe: Annotated[int, typer.Option(min=1, help="Budget.")],
+    images: Annotated[int, typer.Option(min=1, help="Seeds 0 to this, exclusive.")],
     network: NetworkFile,
     path: PathFile,
     output: Output,
@@ -507,8 +516,8 @@ def geometry(
 def likelihood(
     dataset: Space,
     settings: Annotated[Any, _section("LikelihoodSettings", "likelihoods.<name>")],
-    first: Annotated[int, typer.Option(help="Place of the first image among the held-out ones.")],
-    last: Annotated[int, typer.Option(help="Place of the last one.")],
+    first: Annotated[int, typer.Option(min=0, help="Place of the first image among the held-out ones.")],
+    last: Annotated[int, typer.Option(min=0, help="Place of the last one.")],
     images: ImagesFolder,
     network: NetworkFile,
     path: PathFile,
@@ -519,7 +528,7 @@ def likelihood(
     """Measure the likelihood of held-out images, by the probability flow and by the bound."""
     from anisodiff.stages.likelihoods import measure_likelihood
 
-    rows, computing = range(first, last + 1), _compute(compute, threads)
+    rows, computing = _range(first, last), _compute(compute, threads)
     measure_likelihood(dataset, settings, rows, images, network, path, output, computing)
 
 
@@ -527,9 +536,9 @@ def likelihood(
 def convergence(
     dataset: Space,
     method: MethodOption,
-    nfe: Annotated[int, typer.Option(help="Budget.")],
-    images: Annotated[int, typer.Option(help="Seeds 0 to this, exclusive.")],
-    batch: Annotated[int, typer.Option(help="Images at a time.")],
+    nfe: Annotated[int, typer.Option(min=1, help="Budget.")],
+    images: Annotated[int, typer.Option(min=1, help="Seeds 0 to this, exclusive.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")],
     network: NetworkFile,
     path: PathFile,
     features: FeaturesFile,
@@ -569,7 +578,7 @@ def toy(
 def distance(
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
     reference: Annotated[Path, typer.Option(help="Feature statistics of the data.")],
-    images: Annotated[int, typer.Option(help="Images of a seed range.")],
+    images: Annotated[int, typer.Option(min=1, help="Images of a seed range.")],
     features_kind: FeaturesKind,
     output: Output,
     left_out: Annotated[Path, typer.Option(help="CSV of the distances without each group of images.")],
@@ -683,7 +692,7 @@ def report(
 @app.command(rich_help_panel=RESULTS)
 def export(
     method: Annotated[str, typer.Argument(help=f"Name of the method: {ENTRY}.methods.<name>.")],
-    nfe: Annotated[int, typer.Option(help="Budget.")],
+    nfe: Annotated[int, typer.Option(min=1, help="Budget.")],
     kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
     configfile: Annotated[list[Path], typer.Option(help="Configuration; repeat for several, the last holds.")] = [  # noqa: B006
         Path("config/config.yaml")
@@ -752,8 +761,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (StageError, InvalidArgument) as error:
-        # every rank fails alike: one says why
-        sys.exit(f"anisodiff: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+        # the ranks of a machine fail alike: one says why
+        sys.exit(f"anisodiff: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     except OSError as error:
         mends: dict[int | None, str] = {
             errno.ENOSPC: "free some space",

@@ -57,6 +57,24 @@ def check_dataset(network: RawNetwork, metadata: Metadata, space: ImageSpace, na
         )
 
 
+def check_images(network: RawNetwork, shape: Sequence[int], name: Path | str) -> None:
+    """Refuse a network that makes other images than those it is used for.
+
+    Args:
+        network: the network.
+        shape: channels, height and width of the images.
+        name: the network's file, for the message.
+
+    Raises:
+        StageError: they differ.
+    """
+    if network.shape != tuple(shape):
+        raise StageError(
+            f"{name}: it makes images of {network.shape} (channels, height, width), the data's are {tuple(shape)}: "
+            "set the dataset's resolution, or take another checkpoint"
+        )
+
+
 def own_sigma_data(metadata: Metadata, name: Path | str) -> float:
     """The sigma_data that a network was trained with, by the header of its file.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from anisodiff import cli, methods
 from anisodiff.compute import Compute
 from anisodiff.data import download, sources
 from anisodiff.errors import StageError
-from anisodiff.experiment.settings import MethodSettings, RunSettings
+from anisodiff.experiment.settings import LikelihoodSettings, MethodSettings, RunSettings
 from anisodiff.metrics import frechet
 from anisodiff.metrics.registry import FeatureFile
+from anisodiff.paths.noise_path import edm_path
 from anisodiff.report import costs, distances, geometry_table
 from anisodiff.stages import sampling
+from anisodiff.stages.likelihoods import measure_likelihood
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import atomic, digest
 from anisodiff.storage.pickles import load_edm
@@ -298,7 +301,13 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     other = tmp_path / "edm.safetensors"
     checkpoints.convert(ROOT / "tests/data/edm/ddpmpp-uncond-16.pkl", other)
     failed = finetune((other, *start[1:]), tmp_path, RUN)
-    assert "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)" in one_line(failed)
+    words = "it makes images of (3, 16, 16) (channels, height, width), the data's are (1, 8, 8)"
+    assert words in one_line(failed)
+    path, space = tmp_path / "path.safetensors", SPACE.changed(class_conditional=False, sigma_data=0.5)
+    checkpoints.save_path(path, edm_path(16))
+    asked = LikelihoodSettings(network="base", path="edm", estimators=["bound"])
+    with pytest.raises(StageError, match=re.escape(words)):
+        measure_likelihood(space, asked, range(1), start[2], other, path, tmp_path / "likelihood.safetensors")
     settings = MethodSettings(network="base", path="edm", grid="karras", solver="heun")
     with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
         methods.Sampler(method_of((other, start[1]), settings), Compute())

@@ -172,6 +172,22 @@ def test_a_damaged_cell_is_made_again(results, start, damage):
     assert kept.stat().st_mtime_ns == before
 
 
+def test_images_of_another_cell_are_made_again(results, start):
+    """They were kept once, and then the cell was made again without them."""
+    output = results / "samples/edm/0-15.json"
+
+    def zipped(keep: str, **changes) -> bytes:
+        method = method_of(start, METHOD.changed(**changes))
+        sampling.sample(method, sampling.Drawing([3], 0, 15, 16, keep), FEATURES, output)
+        return cell(results).with_suffix(".zip").read_bytes()
+
+    first = zipped("images")
+    assert zipped("features", solver="heun") == first
+    second = zipped("images", solver="heun")
+    assert second != first
+    assert zipped("images") == first
+
+
 def test_a_damaged_cell_is_named_by_the_distance(results):
     flip_tensors(cell(results))
     arguments = ("toy", results / "reference.safetensors", [results / "samples/edm/0-15.json"], 16, "digits-cnn")

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,12 +142,15 @@ def test_a_likelihood_that_was_stopped_goes_on_and_is_the_same(start, tmp_path, 
             raise KeyboardInterrupt
         return true(*arguments)
 
+    clock = itertools.count()  # it is read at the start, after each batch and at the end
+    monkeypatch.setattr(likelihoods, "time", SimpleNamespace(monotonic=clock.__next__))
     monkeypatch.setattr(likelihoods, "_nats", stopping)
     with pytest.raises(KeyboardInterrupt):
         measured(start, tmp_path / "stopped.safetensors")
     assert not (tmp_path / "stopped.safetensors").exists()
     again = measured(start, tmp_path / "stopped.safetensors")
     assert len(calls) == 3  # the first batch was kept
+    assert checkpoints.header(tmp_path / "stopped.safetensors")["device_seconds"] == 1 + 2
     assert all(torch.equal(again[name], each) for name, each in whole.items())
     assert not (tmp_path / "stopped.partial").exists()
 

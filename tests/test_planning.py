@@ -47,6 +47,9 @@ def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
         "envelope": settings.changed(path_gradient="envelope"),
     }
     runs["level"] = settings.changed(path_gradient="level", subspaces="whole", label_weights="rank")
+    runs["basis"] = settings.changed(subspaces="dense:64", learn_basis=True)
+    runs["planes"] = settings.changed(planes=4)
+    runs["energy"] = settings.changed(kinetic=[1.0, 1.0])
     warps = {"warp": WARP.changed(steps="per_nfe", window="uniform")}
     output = tmp_path / "throughput.json"
     throughput.measure_throughput(
@@ -55,7 +58,7 @@ def test_speeds_are_measured_for_what_costs_differently(start, tmp_path):
     found = json.loads(output.read_text())
     speeds = found["training_images_per_second"]
     assert speeds["one"] == speeds["same"]
-    assert len({speeds[name] for name in ("one", "envelope", "level")}) == 3
+    assert len({*speeds.values()}) == len(runs) - 1
     assert found["shape"] == [1, 8, 8]
     assert found["images"] == 1797
     assert min(found["evaluations_per_second"], found["features_per_second"], *speeds.values(),

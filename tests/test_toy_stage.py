@@ -176,9 +176,14 @@ def test_a_short_run_learns_every_row_and_draws_it(made):
 
 def test_the_toy_is_published_with_what_made_it(made, tmp_path):
     folder, _ = made
+    earlier = tmp_path / "plots/toy-earlier.svg"
+    earlier.parent.mkdir()
+    earlier.touch()
+    (tmp_path / "README.md").touch()
     publishing.publish(folder, TOY.model_dump(), tmp_path)
     found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()}
-    assert {"provenance.json", "table.csv", "table.md", "plots/toy-forward.svg"} <= found
+    assert {"provenance.json", "table.csv", "table.md", "plots/toy-forward.svg", "README.md"} <= found
+    assert not earlier.exists()
     assert not any("rows" in each for each in found)
 
 

@@ -1,6 +1,7 @@
 """Stopped anywhere and started again, a run ends with the weights of one that ran through."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -81,6 +82,33 @@ def test_a_state_of_other_settings_is_not_used(start, tmp_path):
     fresh.mkdir()
     assert run(start, fresh, other).returncode == 0
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(tmp_path).items())
+
+
+def test_a_state_of_another_dataset_is_not_used(start, tmp_path):
+    """Half of a run on images that are now held out would be taken for a whole one."""
+    assert run(start, tmp_path, RUN, signal.SIGKILL).returncode == -signal.SIGKILL
+    fresh = tmp_path / "fresh"
+    for folder in (tmp_path, fresh):
+        outputs = folder / "network.safetensors", folder / "path.safetensors"
+        finetuning.finetune(SPACE.changed(heldout=65), RUN, inputs_of(start), *outputs)
+    assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(tmp_path).items())
+
+
+def test_a_lock_that_was_removed_meanwhile_keeps_nobody_out_and_lets_nobody_in(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the process that held it ends and removes it."""
+    store, true = ResumeStore(tmp_path / "network", "key"), fcntl.flock
+    removed = []
+
+    def flock(*arguments):
+        if not removed:
+            removed.append(store.lock.unlink())
+        true(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store.locked():
+        assert f"process {os.getpid()}" in store.lock.read_text()
+        with pytest.raises(StageError, match=f"process {os.getpid()} .* trains here"), store.locked():
+            pass
 
 
 def test_a_second_process_is_kept_out_while_another_makes_the_same_output(start, tmp_path):

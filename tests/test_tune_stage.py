@@ -1,8 +1,10 @@
 """Tunings as a stage: pairs and budgets that go on after a stop, what rows may use them, what tables say of them."""
 
 import copy
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +73,7 @@ def test_pairs_go_on_after_a_stop_and_are_the_same(start, pairs, tmp_path, monke
             raise KeyboardInterrupt
         true(*arguments, **metadata)
 
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # a second a batch
     monkeypatch.setattr(tuning, "save_pairs", stopping)
     again = tmp_path / "again.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -79,6 +82,7 @@ def test_pairs_go_on_after_a_stop_and_are_the_same(start, pairs, tmp_path, monke
     monkeypatch.setattr(tuning, "teacher_pairs", lambda *a, **k: drawn.append(1) or draw(*a, **k))
     tuning.make_pairs(method_of(start, TEACHER), 7, range(1000, 1024), 8, again)
     assert len(drawn) == 1
+    assert checkpoints.header(again)["device_seconds"] == 3  # of both processes
     one, other = (checkpoints.read(file)[0] for file in (pairs, again))
     assert one.keys() == other.keys() == {"noise", "labels", "images"}
     assert all(torch.equal(one[name], other[name]) for name in one)

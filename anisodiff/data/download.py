@@ -389,7 +389,10 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
             raise StageError(f"{url}: the server answers {answer.status_code} {answer.reason}: mend the url")
         if answer.headers.get("Content-Type", "").startswith("text/html") and address_path(url).suffix != ".html":
             raise StageError(f"{url}: the server sends a web page instead of the file: open the url in a browser")
-        have = have if answer.status_code == 206 else 0
+        if answer.status_code != 206 or not have:
+            have = 0
+            tag.unlink(missing_ok=True)  # in this order: what is here is never taken for the tag's
+            os.truncate(part, 0)
         length = answer.headers.get("Content-Length")
         if length is not None and not re.fullmatch("[0-9]{1,18}", length):
             raise StageError(
@@ -403,7 +406,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
         else:
             tag.unlink(missing_ok=True)
         bar = tqdm(total=total, initial=have, desc=part.name[1:-5], unit="B", unit_scale=True, mininterval=5)
-        with bar, part.open("ab" if have else "wb") as file:
+        with bar, part.open("ab") as file:
             for piece in answer.iter_content(1 << 16):
                 file.write(piece)
                 bar.update(len(piece))
@@ -432,7 +435,8 @@ def _locked(lock: Path | None) -> dict[str, str]:
 def _write_lock(lock: Path, url: str, found: str) -> None:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.with_name(f".{lock.name}.guard").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # one download at a time adds its line
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(guard, fcntl.LOCK_EX)  # one download at a time adds its line
         before = _locked(lock)
         if before.get(url, found) != found:
             raise StageError(f"{url}: came in two versions at a time, {before[url]} and {found}: fetch it again")

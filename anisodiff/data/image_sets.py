@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from anisodiff.errors import StageError
 from anisodiff.storage.files import digest, write_text
@@ -77,10 +78,19 @@ class Images:
         rows = index if self.rows is None else self.rows[index]
         return self.pixels[rows], (self.labels[rows][:, None] == torch.arange(self.classes)).to(torch.float32)
 
-    def parts(self, size: int = 256) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b classes"]]]:
-        """All images in order, `size` at a time, with their one-hot labels."""
-        for index in torch.arange(len(self)).split(size):
-            yield self.take(index)
+    def parts(
+        self, size: int = 256, bar: str | None = None
+    ) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b classes"]]]:
+        """All images in order, with their one-hot labels.
+
+        Args:
+            size: images at a time.
+            bar: name of the progress bar that is shown; None shows none.
+        """
+        with tqdm(total=len(self), desc=bar, unit="img", unit_scale=True, mininterval=5, disable=bar is None) as shown:
+            for index in torch.arange(len(self)).split(size):
+                yield self.take(index)
+                shown.update(len(index))
 
     def batch(
         self, size: int, generator: torch.Generator, flips: bool = False

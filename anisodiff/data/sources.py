@@ -537,8 +537,13 @@ def make_zip(
 
 
 @contextlib.contextmanager
-def writing_zip(output: Path) -> Iterator[Callable[[int, np.ndarray, int | None], None]]:
-    """Write EDM's dataset zip atomically: yields a function of the number, the image `[C, H, W]` and its label."""
+def writing_zip(output: Path, comment: str = "") -> Iterator[Callable[[int, np.ndarray, int | None], None]]:
+    """Write EDM's dataset zip atomically: yields a function of the number, the image `[C, H, W]` and its label.
+
+    Args:
+        output: the zip.
+        comment: that it carries.
+    """
     from PIL import Image
 
     labels = []
@@ -553,5 +558,6 @@ def writing_zip(output: Path) -> Iterator[Callable[[int, np.ndarray, int | None]
             if label is not None:
                 labels.append([name, label])
 
+        archive.comment = comment.encode()
         yield add
         archive.writestr("dataset.json", json.dumps({"labels": labels or None}))

@@ -24,7 +24,7 @@ def fit_gaussians(
     shape = images.shape
     count = images.classes if per_class else 1
     statistics = [FeatureStatistics(shape[0] * shape[1] * shape[2]) for _ in range(count)]
-    for pixels, labels in images.parts(CHUNK):
+    for pixels, labels in images.parts(CHUNK, "Gaussians"):
         flat = to_unit(pixels).flatten(1)
         for k, each in enumerate(statistics):
             each.add(flat[labels[:, k] > 0] if per_class else flat)

@@ -74,7 +74,7 @@ def record_trajectory(
     step: Step,
     keep_flows: bool = False,
     source: NoiseSource | None = None,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    told: Callable[[int, int], object] = lambda done, total: None,
     **options: Unpack[SolveOptions],
 ) -> Trajectory:
     """Run a solver and keep every node.

@@ -10,7 +10,7 @@ from anisodiff.data import image_sets
 from anisodiff.data.augmentation import LABELS
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSettings, TrainingSettings, WarpSettings
-from anisodiff.methods import check_dataset, subspaces_of
+from anisodiff.methods import check_dataset, check_images, subspaces_of
 from anisodiff.networks.turned import Turned, turned_in_planes
 from anisodiff.networks.unets import RawNetwork, build
 from anisodiff.paths.noise_path import NoisePath, edm_path
@@ -93,6 +93,7 @@ def finetune(
     network, metadata = checkpoints.load_network(inputs.network)
     start, path_metadata = checkpoints.load_path(inputs.path)
     batches = BatchSampler(space, inputs.images, compute.device)
+    check_images(network, batches.shape, inputs.network)
     classes = network.classes if settings.schedules == "class" else 0
     if settings.schedules == "class" and not (classes and space.class_conditional):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
@@ -140,12 +141,13 @@ def _train_network(
             checkpoints.save_path(output_path, saved_path(training, path), **metadata)
         checkpoints.save_network(output, saved_network(training), sigma_data=space.sigma_data, **metadata)
 
-    drive(work, _key(settings, inputs, compute), settings.save_seconds, output, compute, finish)
+    drive(work, _key(space, settings, inputs, compute), settings.save_seconds, output, compute, finish)
 
 
-def _key(settings: TrainingSettings, inputs: list[Path], compute: Compute) -> str:
-    """Names a training by its settings, the precision and its inputs."""
-    return fingerprint(settings.model_dump() | {"dtype": compute.dtype}, [digest(each) for each in inputs])
+def _key(space: ImageSpace, settings: TrainingSettings, inputs: list[Path], compute: Compute) -> str:
+    """Names a training by its settings and the dataset's, the precision and its inputs."""
+    named = {"dataset": space, "training": settings, "dtype": compute.dtype}
+    return fingerprint(named, [digest(each) for each in inputs])
 
 
 def learn_warp(
@@ -171,7 +173,9 @@ def learn_warp(
     network, metadata = checkpoints.load_network(inputs.network)
     path, path_metadata = checkpoints.load_path(inputs.path)
     check_dataset(network, metadata, space, inputs.network)
-    work = warp_work(space, settings, network, path, BatchSampler(space, inputs.images, compute.device), compute)
+    batches = BatchSampler(space, inputs.images, compute.device)
+    check_images(network, batches.shape, inputs.network)
+    work = warp_work(space, settings, network, path, batches, compute)
 
     def finish() -> None:
         made = provenance({"dataset": space, "warp": settings, "compute": asdict(compute)}, [metadata, path_metadata])
@@ -180,4 +184,4 @@ def learn_warp(
         made |= {"device_seconds": seconds * parallel.size()}
         checkpoints.save_warp(output, work.training.ema["warp"], **made)
 
-    drive(work, _key(settings, inputs.files, compute), settings.save_seconds, output, compute, finish)
+    drive(work, _key(space, settings, inputs.files, compute), settings.save_seconds, output, compute, finish)

@@ -1,4 +1,4 @@
-"""Paths that no training made: EDM's, the closed form for the data's spectrum, and a finer one split off another."""
+"""Paths that no training made, and the principal subspaces of the data."""
 
 import math
 from functools import partial
@@ -25,7 +25,8 @@ from anisodiff.pixels import to_unit
 def initial_path(
     space: ImageSpace, settings: PathSettings, images_folder: Path, basis: Path | None = None
 ) -> NoisePath:
-    """A path that is not learned: EDM's ("karras") or the closed form for the data's spectrum ("spectral").
+    """A path that is not learned: EDM's ("karras"), the closed form for the data's spectrum ("spectral"), or the
+    flexible process's ("exponent").
 
     Args:
         space: what the dataset says of its images.
@@ -92,7 +93,7 @@ def coefficient_variances(images: image_sets.Images, subspaces: Basis) -> Tensor
     centre = next(images.parts())[0].to(torch.float64).mean(0)
     transform = subspaces.dct if isinstance(subspaces, Subspaces) else subspaces.from_pixels
     total = squares = torch.zeros_like(centre)
-    for part, _ in images.parts():
+    for part, _ in images.parts(bar="variances"):
         z = transform((part.to(torch.float64) - centre) / 127.5)
         total, squares = total + z.sum(0), squares + z.square().sum(0)
     return (squares - total.square() / len(images)) / (len(images) - 1)

@@ -14,7 +14,7 @@ from anisodiff.denoiser import Denoiser
 from anisodiff.errors import StageError, naming
 from anisodiff.experiment.settings import ImageSpace, LikelihoodSettings
 from anisodiff.grids import fixed
-from anisodiff.methods import read_denoiser
+from anisodiff.methods import check_images, read_denoiser
 from anisodiff.objectives import likelihood
 from anisodiff.pixels import to_unit
 from anisodiff.solvers.generation import batches
@@ -43,7 +43,7 @@ def measure_likelihood(
         images: made by the stage `images`.
         network_file: the network.
         path_file: the path.
-        output: safetensors file of `ode` and `bound`, nats of each image, and its header with bits per dimension.
+        output: safetensors file of `ode` and `bound`, nats of each image; its header has the number of dimensions.
         compute: where, and in which precision.
 
     Raises:
@@ -53,6 +53,7 @@ def measure_likelihood(
     compute = compute.begin()
     denoiser, headers = read_denoiser(network_file, path_file, space, compute)
     train, heldout = image_sets.load(images).split(space.heldout)
+    check_images(denoiser.network, train.shape, network_file)
     if rows.stop > len(heldout):
         raise StageError(f"{images}: {len(heldout)} images are held out, {rows.stop} are wanted: lower images")
     inputs = [image_sets.metadata_file(images), network_file, path_file]
@@ -61,9 +62,9 @@ def measure_likelihood(
         [digest(each) for each in inputs],
     )
     partial = output.with_suffix(".partial")
-    found = _kept(partial, key)
+    found, before = _kept(partial, key)
     with naming(path_file, "take a path of other subspaces than basis:NAME, and images in [-1, 1]"):
-        moments = likelihood.data_moments(denoiser.path, (to_unit(part) for part, _ in train.parts()))
+        moments = likelihood.data_moments(denoiser.path, (to_unit(part) for part, _ in train.parts(bar="variances")))
         bar = tqdm(total=len(rows), desc=output.parent.name, unit="img", mininterval=5)
         for chosen, padded in batches(rows, settings.batch):
             if chosen[-1] not in found:
@@ -73,14 +74,15 @@ def measure_likelihood(
                 nats = _nats(denoiser, x0, own, [settings.seed + each for each in padded], moments, space, settings)
                 for index, row in enumerate(chosen):
                     found[row] = nats[:, index].cpu()
-                checkpoints.save(partial, {str(row): each for row, each in found.items()}, {"key": key})
+                kept = {str(row): each for row, each in found.items()}
+                checkpoints.save(partial, kept, {"key": key, "seconds": before + time.monotonic() - began})
             bar.update(len(chosen))
         bar.close()
     nats = torch.stack([found[row] for row in rows], dim=1)
     tensors = dict(zip(settings.estimators, nats, strict=True))
     metadata = provenance({"dataset": space, "likelihood": settings, "rows": [rows.start, rows.stop - 1]}, headers)
     metadata |= {"likelihood": True, "dimensions": math.prod(heldout.shape), "environment": compute.environment()}
-    checkpoints.save(output, tensors, metadata | {"device_seconds": round(time.monotonic() - began, 1)})
+    checkpoints.save(output, tensors, metadata | {"device_seconds": round(before + time.monotonic() - began, 1)})
     partial.unlink(missing_ok=True)
 
 
@@ -96,13 +98,15 @@ def snapped(pixels: Tensor, grey_levels: int, name: Path) -> Tensor:
     return place.round() * (2 / (grey_levels - 1)) - 1
 
 
-def _kept(partial: Path, key: str) -> dict[int, Tensor]:
-    """Images that an earlier run has done, with the same settings and files."""
+def _kept(partial: Path, key: str) -> tuple[dict[int, Tensor], float]:
+    """Images that an earlier run has done, with the same settings and files, and the seconds that they took."""
     try:
         tensors, metadata = checkpoints.read(partial)
     except StageError:  # none, or damaged
-        return {}
-    return {int(name): each for name, each in tensors.items()} if metadata.get("key") == key else {}
+        return {}, 0.0
+    if metadata.get("key") != key:
+        return {}, 0.0
+    return {int(name): each for name, each in tensors.items()}, metadata.get("seconds", 0.0)
 
 
 def _nats(

@@ -1,7 +1,7 @@
 """The geometry stage: shapes of the trajectories of a network over a path, beside those of closed-form denoisers."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from anisodiff.exact.closed_forms import GaussianDenoiser, KernelDenoiser
 from anisodiff.experiment.settings import GeometrySettings, ImageSpace
 from anisodiff.grids import fixed
 from anisodiff.grids.levels import Levels
-from anisodiff.methods import read_denoiser
+from anisodiff.methods import check_images, read_denoiser
 from anisodiff.metrics import geometry
 from anisodiff.metrics.gaussians import fit_gaussians
 from anisodiff.paths.noise_path import NoisePath
 from anisodiff.solvers.generation import draw_for, start
 from anisodiff.solvers.loop import solve
-from anisodiff.solvers.singlestep import euler
+from anisodiff.solvers.singlestep import State, euler
 from anisodiff.solvers.trajectories import Trajectory, record_trajectory
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance
@@ -51,6 +51,11 @@ class _Run:
     levels: Levels
     fine: Levels
     shown: int
+
+    @property
+    def steps(self) -> int:
+        """Euler's steps of all batches, and of those that are shown on the fine grid."""
+        return -(-len(self.noise) // BATCH) * self.levels.steps + self.fine.steps
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Noise and labels, a batch at a time."""
@@ -89,6 +94,7 @@ def measure_geometry(
     began = time.monotonic()
     compute = compute.begin()
     denoiser, headers = read_denoiser(network_file, path_file, space, compute)
+    check_images(denoiser.network, image_sets.load(images).shape, network_file)
     models = {"network": denoiser} | _closed_forms(space, settings, images, denoiser.path, compute.device)
     ends = space.sigma_min, space.sigma_max
     levels, means = fixed.at_mean_levels(denoiser.path, settings.steps + 1, *ends)
@@ -98,10 +104,11 @@ def measure_geometry(
     shown = min(settings.shown, settings.images)
     run = _Run(noise, labels, levels.to(compute.device), fine.to(compute.device), shown)
     tensors, summary, trajectories = {"means": means, "levels": levels.nodes[:, 0], "fine_means": fine_means}, {}, {}
-    with tqdm(models.items(), desc="geometry") as bar:
-        for kind, model in bar:
+    runs = {kind: run if kind == "network" else run.alone() for kind in models}
+    with tqdm(total=sum(each.steps for each in runs.values()), desc="geometry", unit="step", mininterval=5) as bar:
+        for kind, model in models.items():
             bar.set_postfix_str(kind)
-            found, trajectories[kind] = _measured(model, run if kind == "network" else run.alone())
+            found, trajectories[kind] = _measured(model, runs[kind], bar.update)
             summary[kind] = _summary(found, means, noise[0].numel())
             tensors |= {f"{kind}.{key}": value for key, value in found.items()}
     kernel, gaussian = models.get("kernel"), models.get("gaussian")
@@ -140,11 +147,19 @@ def _closed_forms(
     return made
 
 
-def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory]:
-    """What is measured of every trajectory, and those that are shown."""
+def _measured(model: Denoiser, run: _Run, told: Callable[[], object]) -> tuple[dict[str, Tensor], Trajectory]:
+    """What is measured of every trajectory, and those that are shown.
+
+    Args:
+        model: the denoiser.
+        run: what it is run on.
+        told: called after each step.
+    """
     shapes, free, norms, first = [], [], [], None
     for noise, labels in run.batches():
-        recorded = record_trajectory(model, noise, run.levels, labels, euler, keep_flows=True)
+        recorded = record_trajectory(
+            model, noise, run.levels, labels, euler, keep_flows=True, told=lambda done, total: told()
+        )
         if recorded.flows is None:
             raise StageError("geometry: no flows were kept")
         shapes.append(geometry.shape(recorded.states.flatten(2).cpu()))
@@ -161,7 +176,7 @@ def _measured(model: Denoiser, run: _Run) -> tuple[dict[str, Tensor], Trajectory
     curve, found["unlike"] = geometry.aligned(join("curve", 1))
     found["curve"] = curve[:, : run.shown]
     kept = first.first(run.shown)
-    return found | _bent(model, run, kept.states, shapes[0].directions[: run.shown]), kept
+    return found | _bent(model, run, kept.states, shapes[0].directions[: run.shown], told), kept
 
 
 def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, int | float]:
@@ -204,7 +219,9 @@ def _summary(found: dict[str, Tensor], means: Tensor, size: int) -> dict[str, in
     }
 
 
-def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dict[str, Tensor]:
+def _bent(
+    model: Denoiser, run: _Run, states: Tensor, directions: Tensor, told: Callable[[], object]
+) -> dict[str, Tensor]:
     """Curvature and torsion of the shown trajectories on the fine grid, in the space that they span on the other.
 
     Args:
@@ -212,6 +229,7 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
         run: what it is run on.
         states: the shown trajectories on the coarser grid.
         directions: theirs, from `geometry.shape`.
+        told: called after each step.
     """
     points = states[[0, -1]].flatten(2).to("cpu", torch.float64)
     chord = torch.nn.functional.normalize(points[0] - points[1], dim=1)
@@ -223,8 +241,13 @@ def _bent(model: Denoiser, run: _Run, states: Tensor, directions: Tensor) -> dic
 
     noise, labels = run.noise[: run.shown], None if run.labels is None else run.labels[: run.shown]
     first = start(model, noise, run.fine, labels)
+
+    def watch(k: int, state: State) -> None:
+        project(state.z)
+        told()
+
     project(first)
-    solve(model, first, run.fine, euler, labels, lambda k, state: project(state.z))
+    solve(model, first, run.fine, euler, labels, watch)
     bent = geometry.bending(torch.stack(curve), max(2, run.fine.steps // 40))
     turning = torch.rad2deg(torch.trapezoid(bent.curvature, bent.arc, dim=0))
     return {"arc": bent.arc, "curvature": bent.curvature, "torsion": bent.torsion, "turning": turning}

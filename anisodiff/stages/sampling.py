@@ -4,6 +4,7 @@ import contextlib
 import json
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def sample(method: Method, drawing: Drawing, features: FeatureFile, output: Path
         key = fingerprint(settings, [digests[file] for file in inputs])
         cell = cell_of(output, nfe)
         zipped = cell.with_suffix(".zip") if drawing.keep == "images" else None
-        if not _is_made(cell, key, drawing.keep) or not (zipped is None or zipped.is_file()):
+        if not _is_made(cell, key, drawing.keep) or not (zipped is None or _is_zipped(zipped, key)):
             made = {"key": key, "environment": compute.environment()}
             made |= {"device_seconds": sampler.training_seconds(grid_file)}
             solver = sampler.solver(nfe, grid_file)
@@ -110,6 +111,15 @@ def _is_made(cell: Path, key: str, keep: Keep) -> bool:
         return False
 
 
+def _is_zipped(file: Path, key: str) -> bool:
+    """Whether the images of a cell of this key are there."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.comment == key.encode()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _make_cell(
     sampler: Sampler,
     solver: tuple[Levels, Step],
@@ -124,7 +134,7 @@ def _make_cell(
     (levels, step), (cell, zipped), name = solver, files, files[0].parents[1].name
     statistics, preview, spent, every = None, [], 0, []
     before, batches = sampler.denoiser.evaluations, 0
-    kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped)
+    kept = contextlib.nullcontext() if zipped is None else sources.writing_zip(zipped, metadata["key"])
     with naming(name, TRAIN_AGAIN), kept as keep:
         for chosen, images in generate(
             sampler.denoiser,
@@ -181,8 +191,8 @@ def reference(
         compute: where.
     """
     compute.begin()
-    described = {"features": features.kind, "images": json.loads(image_sets.metadata_file(images).read_text())}
     loaded = image_sets.load(images)
+    described = {"features": features.kind, "images": json.loads(image_sets.metadata_file(images).read_text())}
     # few are in random order, as groups of them should be
     rest, few = loaded.split(min(keep, len(loaded) // 2))
     shown = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[:PREVIEW]  # of all classes
@@ -207,10 +217,8 @@ def features_of(images: image_sets.Images, features: FeatureFile, compute: Compu
     extract = extractor(*features, compute.device)
     if not len(images):
         raise StageError("images: there are none: make them again")
-    with tqdm(total=len(images), desc="reference", unit="img", unit_scale=True, mininterval=5) as bar:
-        for part, _ in images.parts():
-            yield extract(part).to("cpu", torch.float32)
-            bar.update(len(part))
+    for part, _ in images.parts(bar="reference"):
+        yield extract(part).to("cpu", torch.float32)
 
 
 def evaluate(

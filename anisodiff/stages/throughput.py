@@ -14,16 +14,38 @@ from anisodiff.data import image_sets
 from anisodiff.denoiser import Denoiser
 from anisodiff.experiment.settings import ImageSpace, RunSettings, WarpSettings
 from anisodiff.experiment.settings.base import basis_of
-from anisodiff.methods import check_dataset, subspaces_of
+from anisodiff.methods import check_dataset, check_images, subspaces_of
 from anisodiff.metrics.feature_networks import extractor
 from anisodiff.metrics.registry import FeatureFile
-from anisodiff.paths.noise_path import edm_path
+from anisodiff.networks.turned import turned_in_planes
+from anisodiff.networks.unets import RawNetwork
+from anisodiff.paths.noise_path import NoisePath, edm_path
+from anisodiff.paths.schedules import ExponentSchedule
 from anisodiff.paths.splitting import split_path
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import provenance, write_text
 from anisodiff.training.jobs import BatchSampler, TrainingJob, network_work, warp_work
 
-COSTS = ("loss", "path_gradient", "probe_fraction", "probes", "batch", "micro_batch")  # what a run's speed depends on
+SAME_SPEED = {
+    "start",
+    "path",
+    "seed",
+    "seeds",
+    "kimg",
+    "learning_rate",
+    "path_learning_rate",
+    "basis_learning_rate",
+    "ramp_kimg",
+    "decay",
+    "ema_kimg",
+    "ema_ramp",
+    "path_ema_kimg",
+    "freeze_after",
+    "save_seconds",
+    "c",
+    "label_weights",
+    "guard_tolerance",
+}  # settings of a run that do not change how long a step takes
 WARM_UP = 2
 
 
@@ -57,6 +79,7 @@ def measure_throughput(
     network, metadata = checkpoints.load_network(network_file)
     check_dataset(network, metadata, space, network_file)
     loaded = image_sets.load(images)
+    check_images(network, loaded.shape, network_file)
     size = network.shape[-1]
     found: dict[str, Any] = {
         "images": len(loaded),
@@ -82,14 +105,14 @@ def measure_throughput(
     def images_per_second(work: TrainingJob) -> float:
         return _calls_per_second(lambda: next(work.records), compute.device, seconds) * work.schedule.batch
 
-    measured: dict[tuple, float] = {}
+    measured: dict[str, float] = {}
     found["training_images_per_second"] = {}
     for name, settings in runs.items():
-        cost = tuple(getattr(settings, key) for key in COSTS)
+        cost = settings.as_json(SAME_SPEED)
         if cost not in measured:
-            kind = "block" if basis_of(settings.subspaces) else settings.subspaces
-            path = split_path(edm_path(size), subspaces_of(kind, network.shape, None), settings.label_weights)
             fresh, long = copy.deepcopy(network), settings.changed(kimg=1e6)
+            fresh = turned_in_planes(fresh, settings.planes, settings.seed) if settings.planes else fresh
+            path = _path_of(space, settings, network)
             measured[cost] = images_per_second(network_work(space, long, fresh, path, batches, compute))
         found["training_images_per_second"][name] = measured[cost]
     found["warp_images_per_second"] = {}
@@ -100,6 +123,17 @@ def measure_throughput(
         found["warp_images_per_second"][name] = images_per_second(work)
     made = {"environment": compute.environment(), **provenance({"dataset": space, "batch": batch}, [metadata])}
     write_text(output, json.dumps(found | made, indent=1) + "\n")
+
+
+def _path_of(space: ImageSpace, settings: RunSettings, network: RawNetwork) -> NoisePath:
+    """A path as costly as the one that a run learns: EDM's, or where the basis learns one of unequal schedules."""
+    kind = "block" if basis_of(settings.subspaces) else settings.subspaces
+    subspaces, classes = subspaces_of(kind, network.shape, None), network.classes * (settings.schedules == "class")
+    path = split_path(edm_path(network.shape[-1]), subspaces, settings.label_weights, classes)
+    if not settings.learn_basis:
+        return path
+    ends = space.g_min, space.sigma_max**2
+    return NoisePath(subspaces, ExponentSchedule(torch.linspace(-1, 1, subspaces.count), ends), path.weights)
 
 
 def _calls_per_second(call: Callable[[], Any], device: str, seconds: float) -> float:

@@ -21,6 +21,7 @@ from anisodiff.objectives.tuning import ImageLoss, Pairs, feature_error, joined,
 from anisodiff.pixels import to_grey_scale
 from anisodiff.solvers.registry import SOLVERS
 from anisodiff.solvers.tuned import TunedSolver, TunedStep
+from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest, fingerprint, provenance
 from anisodiff.storage.tunings import load_pairs, save_pairs, save_tuning
 from anisodiff.training.loop import ResumeStore, run
@@ -45,33 +46,36 @@ def make_pairs(method: Method, nfe: int, seeds: range, batch: int, output: Path,
     Raises:
         StageError: an image is not finite, or the teacher cannot spend the budget.
     """
-    began = time.monotonic()
     compute = compute.begin()
     sampler = Sampler(method, compute)
     levels, step = sampler.solver(nfe, sampler.files.grid(nfe, [nfe]))
     settings = {"dataset": method.space, "method": method.settings, "nfe": nfe, "batch": batch, "dtype": compute.dtype}
     parts = output.with_suffix(".parts") / fingerprint(settings, list(sampler.digests.values()))
-    made = []
+    made, seconds = [], 0.0
     with tqdm(total=len(seeds), desc="pairs", unit="img", unit_scale=True, mininterval=5) as bar:
         for first in range(0, len(seeds), batch):
             chosen = seeds[first : first + batch]
             part = parts / f"{chosen[0]}-{chosen[-1]}.safetensors"
             try:
-                pairs = Pairs(*load_pairs(part)[0])
+                tensors, header = load_pairs(part)
+                pairs = Pairs(*tensors)
             except StageError:  # none, or damaged
+                began = time.monotonic()
                 args = (sampler.denoiser, levels, step, chosen, sampler.shape, sampler.classes, batch, sampler.device)
                 (pairs,) = teacher_pairs(*args, **sampler.options)
                 if not pairs.images.isfinite().all():
                     raise StageError(
                         f"{output.parent.name}: an image is NaN or infinite: take another teacher"
                     ) from None
-                save_pairs(part, pairs.noise, pairs.labels, pairs.images)
+                header = {"seconds": time.monotonic() - began}
+                save_pairs(part, pairs.noise, pairs.labels, pairs.images, **header)
             made.append(pairs)
+            seconds += header.get("seconds", 0.0)
             bar.update(len(chosen))
     every = joined(made)
     metadata = provenance(settings | {"seeds": [seeds.start, seeds.stop - 1]}, sampler.headers)
     metadata |= {"nfe": nfe, "environment": compute.environment()}
-    metadata["device_seconds"] = round(time.monotonic() - began, 1)
+    metadata["device_seconds"] = round(seconds, 1)
     save_pairs(output, every.noise, every.labels, every.images, **metadata)
     shutil.rmtree(output.with_suffix(".parts"), ignore_errors=True)
 
@@ -157,13 +161,13 @@ def tune(
 
 def _pairs(settings: TuningSettings, sampler: Sampler, file: Path) -> tuple[Pairs, Pairs, Metadata]:
     """Pairs to learn from, pairs to choose by, and their header."""
+    metadata = checkpoints.header(file)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (size := 2 * file.stat().st_size) > memory:
         raise StageError(
             f"{file}: reading it takes {size / 1e9:.1f} GB of {memory / 1e9:.1f}: lower the tuning's pairs"
         )
-    tensors, metadata = load_pairs(file)
-    pairs = Pairs(*tensors)
+    pairs = Pairs(*load_pairs(file)[0])
     if len(pairs) < settings.pairs + settings.heldout:
         raise StageError(
             f"{file}: {len(pairs)} pairs, {settings.pairs + settings.heldout} are asked for: make it again"

@@ -152,7 +152,7 @@ def network_work(
         compute: where, and in which precision.
 
     Raises:
-        StageError: the network makes other images than the data's, or the path has too many subspaces for its gradient.
+        StageError: the path has too many subspaces for its gradient.
     """
     schedule = plan_of(settings)
     learns = not isinstance(settings, RunSettings) or LOSSES[settings.loss].learns_network
@@ -171,11 +171,6 @@ def network_work(
             with naming("learn_basis", "see the run's path and subspaces"):
                 path.require_learnable_basis()
             modules, rates = modules | {"basis": basis}, rates | {"basis": run.basis_learning_rate}
-    if network.shape != batches.shape:
-        raise StageError(
-            f"network: it makes images of {network.shape} (channels, height, width), the data's are "
-            f"{batches.shape}: set the dataset's resolution, or take another checkpoint"
-        )
     through_level = run is not None and run.path_gradient == "level"
     if through_level and path.subspaces.count > 1:
         raise StageError(

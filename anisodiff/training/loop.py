@@ -349,22 +349,33 @@ class ResumeStore:
         with contextlib.ExitStack() as opened:
             other = None
             if parallel.rank() == 0:
-                self.lock.parent.mkdir(parents=True, exist_ok=True)
-                lock = opened.enter_context(self.lock.open("a+"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    lock.truncate(0)
-                    lock.write(f"process {os.getpid()} on {platform.node()}")
-                    lock.flush()
-                except BlockingIOError:
-                    lock.seek(0)
-                    other = lock.read() or "another process"
-                except OSError:  # there are no locks here
-                    pass
+                other = self._take(opened)
             if (other := parallel.of_first(other)) is not None:
                 folder = self.lock.parent
                 raise StageError(f"{folder}: {other} trains here: wait until it ends, or end it, and start again")
             yield
+
+    def _take(self, opened: contextlib.ExitStack) -> str | None:
+        """Lock the file for as long as the block is open; who holds it, if somebody else does."""
+        while True:
+            self.lock.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = opened.enter_context(self.lock.open("a+"))
+            except FileNotFoundError:  # another one has ended meanwhile, and removed the folder
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                return lock.read() or "another process"
+            except OSError:  # there are no locks here
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), self.lock.stat()):  # not one that was removed meanwhile
+                    lock.truncate(0)
+                    lock.write(f"process {os.getpid()} on {platform.node()}")
+                    lock.flush()
+                    return None
 
     def load(self, training: TrainingState) -> bool:
         """Take up the newest readable state, all ranks the same; False if there is none.
