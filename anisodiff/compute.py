@@ -34,6 +34,8 @@ class Compute:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise StageError(f"dtype: {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+        if self.device.startswith("mps"):
+            raise StageError(f"device: {self.device!r} has no float64, which paths are in: set device to cpu or cuda")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise StageError(f"device: {self.device!r}, but torch sees no GPU here: set device to cpu")
 

@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
             labels: one-hot classes; None is no class, which EDM's networks take as labels of zeros.
 
         Raises:
-            InvalidArgument: as many levels as there are no images, or labels that the network does not take.
+            InvalidArgument: neither one level nor one an image, or labels that the network does not take.
         """
         sigma = torch.as_tensor(sigma, dtype=None if isinstance(sigma, Tensor) else torch.float64, device=x.device)
         if sigma.numel() not in (1, len(x)):

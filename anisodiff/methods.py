@@ -75,6 +75,37 @@ def check_images(network: RawNetwork, shape: Sequence[int], name: Path | str) ->
         )
 
 
+def check_path(network: RawNetwork, path: NoisePath, network_file: Path | str, path_file: Path | str) -> None:
+    """Refuse a path that is for other images, or other classes, than a network.
+
+    Args:
+        network: the network.
+        path: the path.
+        network_file: the network's file, for the message.
+        path_file: the path's.
+
+    Raises:
+        StageError: they do not fit.
+    """
+    (channels, *_, side), basis = network.shape, path.subspaces
+    if basis.size != side:
+        raise StageError(
+            f"{network_file}: makes images of side {side}, {path_file} is for {basis.size}: "
+            "set the dataset's resolution, or take another checkpoint"
+        )
+    if basis.channels not in (None, channels):
+        raise StageError(
+            f"{path_file}: is for images of {basis.channels} channels, {network_file} makes {channels}: take a path of "
+            "this data"
+        )
+    classes = path.classes or basis.classes
+    if classes and classes != network.classes:
+        raise StageError(
+            f"{path_file}: differs between its {classes} classes, {network_file} has {network.classes or 'none'}: "
+            "use a network with these"
+        )
+
+
 def own_sigma_data(metadata: Metadata, name: Path | str) -> float:
     """The sigma_data that a network was trained with, by the header of its file.
 
@@ -103,18 +134,8 @@ def read_denoiser(
     """
     network, metadata = checkpoints.load_network(network_file)
     path, path_metadata = checkpoints.load_path(path_file)
-    if path.subspaces.size != network.shape[-1]:
-        raise StageError(
-            f"{network_file}: makes images of side {network.shape[-1]}, the path is for {path.subspaces.size}: "
-            "set the dataset's resolution, or take another checkpoint"
-        )
+    check_path(network, path, network_file, path_file)
     check_dataset(network, metadata, space, network_file)
-    classes = path.classes or path.subspaces.classes
-    if classes and classes != network.classes:
-        raise StageError(
-            f"{path_file}: differs between its {classes} classes, {network_file} has {network.classes or 'none'}: "
-            "use a network with these"
-        )
     denoiser = Denoiser(compute.prepare(network), path, space.sigma_data, compute.body)
     return denoiser.to(compute.device), [metadata, path_metadata]
 

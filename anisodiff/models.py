@@ -13,7 +13,7 @@ from anisodiff.errors import StageError
 from anisodiff.experiment.settings import ImageSpace, MethodSettings
 from anisodiff.grids.levels import Levels
 from anisodiff.grids.registry import GRIDS
-from anisodiff.methods import levels_of, own_sigma_data
+from anisodiff.methods import check_path, levels_of, own_sigma_data
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.solvers.generation import final_states
 from anisodiff.solvers.loop import SolveOptions
@@ -22,8 +22,6 @@ from anisodiff.solvers.tuned import TunedStep
 from anisodiff.storage import checkpoints
 from anisodiff.storage.files import Metadata, digest
 from anisodiff.storage.tunings import load_tuning
-
-SPACE = ImageSpace()  # EDM's sigma_min and sigma_max, of the grids that are not in a path's own time
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,12 @@ def load(source: Path | str, path: Path | str | None = None, device: str = "cpu"
     if path is None and source.is_dir():
         path = source / "path.safetensors"
     network, metadata = checkpoints.load_network(network_file)
-    side = network.shape[-1]
-    noise_path = edm_path(side, SPACE.sigma_min, SPACE.sigma_max) if path is None else checkpoints.load_path(path)[0]
-    if noise_path.subspaces.size != side:
-        raise StageError(f"{path}: is for images of side {noise_path.subspaces.size}, {network_file} makes {side}")
+    space = _space(metadata)
+    if path is None:
+        noise_path = edm_path(network.shape[-1], space.sigma_min, space.sigma_max)
+    else:
+        noise_path = checkpoints.load_path(path)[0]
+        check_path(network, noise_path, network_file, path)
     denoiser = Denoiser(network, noise_path, own_sigma_data(metadata, network_file))
     path_file = None if path is None else Path(path)
     return Model(denoiser.to(device).eval().requires_grad_(False), device, metadata, network_file, path_file)
@@ -104,8 +104,9 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         model: a network over a path, as `load` returns it.
         nfe: evaluations of the denoiser.
         solver: one of `SOLVERS`.
-        grid: "karras" (EDM's), "log-snr", "vp-time", or "path-time" in the path's own time; None is "path-time"
-            for a path of the model's own and "karras" for EDM's.
+        grid: "karras" (EDM's), "log-snr", "vp-time", "path-time" in the path's own time, or "mean-karras", times at
+            which the path's geometric-mean level is on EDM's; None is "path-time" for a path of the model's own and
+            "karras" for EDM's.
 
     Raises:
         StageError: the solver cannot spend this budget on this grid, or there is no such solver or grid.
@@ -116,7 +117,15 @@ def levels(model: Model, nfe: int, solver: str = "midpoint", grid: str | None = 
         raise StageError(f"grid: {grid!r} is unknown here: use one of {', '.join(grids)}")
     chosen = grid or ("karras" if model.path_file is None else "path-time")
     method = MethodSettings(network="base", path="own", grid=chosen, solver=solver)
-    return levels_of(method, nfe, SPACE, model.path)
+    return levels_of(method, nfe, _space(model.metadata), model.path)
+
+
+def _space(metadata: Metadata) -> ImageSpace:
+    """The ends of the levels that a network was trained on: EDM's, where the header of its file names none."""
+    settings = metadata.get("settings")
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    ends = dataset if isinstance(dataset, dict) else {}
+    return ImageSpace(**{name: ends[name] for name in ("sigma_min", "sigma_max") if name in ends})
 
 
 def sample(
@@ -153,11 +162,11 @@ def sample(
     else:
         grid = grid if isinstance(grid, Levels) else levels(model, nfe, solver, grid)
         step = SOLVERS[solver].with_order()
-    images = []
-    for chosen, z in final_states(
-        model.denoiser, grid, step, list(seeds), model.shape, model.classes, batch, model.device, **options
-    ):
-        images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
+    images, drawn = [], (list(seeds), model.shape, model.classes, batch, model.device)
+    # kernels that repeat, in float32, as the stages have them
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for chosen, z in final_states(model.denoiser, grid, step, *drawn, **options):
+            images.append(model.path.to_pixels(z)[: len(chosen)].clamp(-1, 1).cpu())
     return torch.cat(images) if images else torch.empty((0, *model.shape))
 
 

@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_size_is_refused(start, tmp_path):
     with pytest.raises(StageError, match=re.escape(words)):
         measure_likelihood(space, asked, range(1), start[2], other, path, tmp_path / "likelihood.safetensors")
     settings = MethodSettings(network="base", path="edm", grid="karras", solver="heun")
-    with pytest.raises(StageError, match="makes images of side 16, the path is for 8"):
+    with pytest.raises(StageError, match=r"makes images of side 16, .* is for 8"):
         methods.Sampler(method_of((other, start[1]), settings), Compute())
 
 

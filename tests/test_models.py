@@ -13,7 +13,9 @@ import anisodiff
 from anisodiff.errors import StageError
 from anisodiff.grids.fixed import karras
 from anisodiff.paths.noise_path import NoisePath, edm_path
+from anisodiff.paths.rotated import rotated_basis
 from anisodiff.paths.schedules import KnotSchedule, karras_logs
+from anisodiff.paths.splitting import split_path
 from anisodiff.paths.subspaces import Subspaces, partition
 from anisodiff.pixels import to_uint8
 from anisodiff.solvers.generation import generate
@@ -68,9 +70,20 @@ def test_levels_of_ones_own(run):
     assert model.denoiser.evaluations == 4
 
 
+def test_levels_end_where_those_of_the_training_did(tmp_path):
+    network, header = checkpoints.load_network(BASE)
+    header["settings"] = {"dataset": {"sigma_min": 0.01, "sigma_max": 20.0}}
+    checkpoints.save_network(tmp_path / "network.safetensors", network, **header)
+    for file, ends in ((BASE, [80.0, 0.002]), (tmp_path / "network.safetensors", [20.0, 0.01])):
+        nodes = anisodiff.levels(anisodiff.load(file), 9).nodes
+        assert nodes[[0, -2]].flatten().tolist() == pytest.approx(ends)
+
+
 def test_what_cannot_be_is_one_line(run, tmp_path):
     model = anisodiff.load(BASE)
     checkpoints.save_path(tmp_path / "large.safetensors", edm_path(16))
+    in_colour = split_path(edm_path(8), rotated_basis("separable:4", (3, 8, 8)), "rank")
+    checkpoints.save_path(tmp_path / "colour.safetensors", in_colour)
     for call, says in (
         (lambda: anisodiff.sample(model, solver="rk45"), "solver: 'rk45' is unknown here: use one of euler, heun,"),
         (lambda: anisodiff.levels(model, 9, grid="cosine"), "grid: 'cosine' is unknown here: use one of karras,"),
@@ -78,7 +91,8 @@ def test_what_cannot_be_is_one_line(run, tmp_path):
             lambda: anisodiff.levels(model, 8, "heun"),
             "8 cannot be spent: heun on the karras grid ends in one step to 0",
         ),
-        (lambda: anisodiff.load(BASE, tmp_path / "large.safetensors"), ".* is for images of side 16, .* makes 8"),
+        (lambda: anisodiff.load(BASE, tmp_path / "large.safetensors"), "makes images of side 8, .* is for 16"),
+        (lambda: anisodiff.load(BASE, tmp_path / "colour.safetensors"), ".* is for images of 3 channels, .* makes 1"),
         (lambda: anisodiff.load(tmp_path / "nothing"), ".*nothing: "),
     ):
         with pytest.raises(StageError, match=says) as refused:

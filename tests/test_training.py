@@ -19,9 +19,9 @@ from runs import ROOT, RUN, SPACE, command, inputs_of, weights
 from anisodiff.compute import CPU
 from anisodiff.errors import StageError
 from anisodiff.experiment.config import resolve
-from anisodiff.experiment.settings import RunSettings
+from anisodiff.experiment.settings import PathSettings, RunSettings
 from anisodiff.methods import read_denoiser
-from anisodiff.stages import finetuning
+from anisodiff.stages import finetuning, initial_paths
 from anisodiff.storage import checkpoints
 from anisodiff.training import image_guard
 from anisodiff.training.jobs import BatchSampler, _heldout_loss, plan_of
@@ -109,6 +109,22 @@ def test_a_lock_that_was_removed_meanwhile_keeps_nobody_out_and_lets_nobody_in(t
         assert f"process {os.getpid()}" in store.lock.read_text()
         with pytest.raises(StageError, match=f"process {os.getpid()} .* trains here"), store.locked():
             pass
+
+
+@pytest.mark.parametrize("changes", [{"loss": "edm", "label_weights": "rank"}, {"path_learning_rate": 0}])
+def test_a_path_that_does_not_learn_is_as_it_was_given(start, tmp_path, changes):
+    """Not resampled to a learned one's knots."""
+    settings = PathSettings(kind="spectral", subspaces="block", label_weights="equal")
+    given = initial_paths.initial_path(SPACE, settings, start[2])
+    checkpoints.save_path(tmp_path / "given.safetensors", given)
+    outputs = tmp_path / "network.safetensors", tmp_path / "path.safetensors"
+    inputs = inputs_of((start[0], tmp_path / "given.safetensors", start[2]))
+    finetuning.finetune(SPACE, RUN.changed(kimg=0.064, **changes), inputs, *outputs)
+    found = checkpoints.load_path(outputs[1])[0]
+    assert len(given.curve.nodes) > 32
+    assert torch.equal(found.curve.nodes, given.curve.nodes)
+    assert torch.equal(found.curve.logs, given.curve.logs)
+    assert found.weights.tolist() == [0.5, 0.5]
 
 
 def test_a_second_process_is_kept_out_while_another_makes_the_same_output(start, tmp_path):

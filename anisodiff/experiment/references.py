@@ -79,7 +79,13 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         if on.schedules == "class" or (basis and dataset.bases[basis].per != "all"):
             raise StageError(f"{where}.geometry.{name}.path: {entry.path!r} differs between classes: take a shared one")
     for name, entry in dataset.likelihoods.items():
-        if basis_of((paths | runs)[entry.path].subspaces):
+        on = (paths | runs)[entry.path]
+        if on.schedules == "class" and "ode" in entry.estimators:
+            raise StageError(
+                f"{where}.likelihoods.{name}.path: {entry.path!r} has a schedule a class, and no common time for the "
+                "flow: set estimators to [bound]"
+            )
+        if basis_of(on.subspaces):
             raise StageError(
                 f"{where}.likelihoods.{name}.path: {entry.path!r} is on principal subspaces, which keep no "
                 "coefficients: take one of other subspaces than basis:NAME"

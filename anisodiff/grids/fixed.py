@@ -128,8 +128,6 @@ def mean_karras_grid(request: GridRequest) -> Levels:
     Raises:
         InvalidArgument: the path has a schedule a class, and no common time.
     """
-    if request.path.classes:
-        raise InvalidArgument("grid: a path with a schedule a class has no common mean level")
     found, _ = at_mean_levels(
         request.path, request.points, request.sigma_min, request.sigma_max, request.rho or 7.0, request.append_zero
     )
@@ -195,7 +193,12 @@ def at_mean_levels(
         sigma_max: the first.
         rho: exponent of the polynomial grid.
         append_zero: go on to 0.
+
+    Raises:
+        InvalidArgument: the path has a schedule a class, and no common time.
     """
+    if path.classes:
+        raise InvalidArgument("grid: a path with a schedule a class has no common mean level")
     means = karras(points, 1, sigma_min, sigma_max, rho, append_zero=False).nodes[:, 0, 0]
     with torch.no_grad():
         nodes = path.table(path.mean.time_of(2 * means.log()))

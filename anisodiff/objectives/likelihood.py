@@ -51,7 +51,7 @@ def data_moments(path: NoisePath, parts: Iterable[Float[Tensor, "_ c h w"]]) -> 
     _require_coefficients(path)
     count, total, square = 0, 0.0, 0.0
     for part in parts:
-        z = path.from_pixels(part.to(torch.float64))
+        z = path.from_pixels(part.to(path.weights.device, torch.float64))
         count, total, square = count + len(z), total + z.sum(0), square + z.square().sum(0)
     if not isinstance(total, Tensor) or not isinstance(square, Tensor):
         raise InvalidArgument("moments: there are no images")

@@ -41,11 +41,6 @@ class _Coordinates:
     def from_pixels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.subspaces.from_pixels(x)
 
-    def detached(self) -> "BatchPath":
-        """The path as it is now, without parameters: nothing computed on it has a gradient in the path."""
-        curve = self.curve
-        return BatchPath(self.subspaces.detached(), LogLinear(curve.nodes, curve.logs.detach()), self.weights)
-
 
 @dataclass(frozen=True)
 class BatchPath(_Coordinates):
@@ -184,7 +179,7 @@ class Warp(nn.Module):
         self.register_buffer("path_logs", mean.logs.detach().clone(), persistent=False)
         if logs is None:
             logs = self._path(torch.linspace(0, 1, knots, dtype=torch.float64)).g.log().T
-        self.schedule = KnotSchedule(logs)
+        self.schedule = KnotSchedule(logs.to(mean.logs.device))
 
     @property
     def _path(self) -> LogLinear:

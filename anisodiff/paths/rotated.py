@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from anisodiff.errors import InvalidArgument
 from anisodiff.paths.subspaces import dct_matrix
@@ -169,7 +170,8 @@ class RotatedBasis(nn.Module):
 
     def inner(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b j"]:
         """Inner product in each subspace."""
-        return a.new_zeros(len(a), self.count).index_add(1, self.index.flatten(), (a * b).flatten(1))
+        # a product: to add up by index comes out otherwise each time on a GPU
+        return (a * b).flatten(1) @ one_hot(self.index.flatten(), self.count).to(a.dtype)
 
 
 class SeparableBasis(RotatedBasis):

@@ -93,7 +93,7 @@ class LogLinear:
         """Exact inverse, for J = 1: the time at which the log variance has these values."""
         if self.logs.shape[:-1] != (1,):
             raise InvalidArgument("only one subspace can be inverted: take the mean first")
-        logs = self.logs[0]
+        logs, log_variance = self.logs[0], log_variance.to(self.logs.device)
         k = _segment(logs.detach(), log_variance.detach())
         share = (log_variance - logs[k]) / (logs[k + 1] - logs[k])
         return torch.lerp(self.nodes[k], self.nodes[k + 1], share)
@@ -127,7 +127,8 @@ class KnotSchedule(nn.Module):
         steps = logs.diff(dim=-1)
         steps = steps / steps.mean(dim=-1, keepdim=True)
         self.theta = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # inverse of softplus
-        self.register_buffer("nodes", torch.linspace(0, 1, logs.shape[-1], dtype=torch.float64), persistent=False)
+        nodes = torch.linspace(0, 1, logs.shape[-1], dtype=torch.float64, device=logs.device)
+        self.register_buffer("nodes", nodes, persistent=False)
 
     @property
     def curve(self) -> LogLinear:

@@ -41,7 +41,9 @@ def _resampled(curve: LogLinear, knots: int) -> Float[Tensor, "*l j k"]:
     return logs if curve.logs.ndim == 3 else logs[0]
 
 
-def split_path(path: NoisePath, subspaces: Basis, weights: str, classes: int = 0, knots: int = 32) -> NoisePath:
+def split_path(
+    path: NoisePath, subspaces: Basis, weights: str, classes: int = 0, knots: int = 32, held: bool = False
+) -> NoisePath:
     """A path that learns on from another: on its own subspaces, or on finer ones that all start as the isotropic one.
 
     Args:
@@ -51,6 +53,7 @@ def split_path(path: NoisePath, subspaces: Basis, weights: str, classes: int = 0
         weights: how its mean log-level weighs subspaces, by "rank" or "equal".
         classes: number of classes that get a schedule each; 0 is one for all.
         knots: of the new schedule where the old one has no uniform knots.
+        held: the schedule will not learn: on its own subspaces it stays what it is, whatever its knots.
 
     Raises:
         InvalidArgument: the path cannot be split so.
@@ -58,6 +61,8 @@ def split_path(path: NoisePath, subspaces: Basis, weights: str, classes: int = 0
     basis = _continued(path.subspaces, subspaces)
     if basis is None and path.subspaces.count != 1:
         raise InvalidArgument(f"subspaces: a path of {path.subspaces.count} subspaces cannot start one on others")
+    if held and basis is not None and classes == path.classes:
+        return NoisePath(basis, path.schedule, label_weights(basis, weights))
     basis = subspaces if basis is None else basis
     if isinstance(path.schedule, ExponentSchedule):
         if classes:

@@ -48,7 +48,7 @@ class ProbabilityFlow:
         labels: one-hot classes.
         analytic_first: the first flow is `-x / sqrt(1 + sigma^2)`, the sample itself at unit variance, and costs no
             evaluation (analytic first step, AFS; Dockhorn et al. 2022, arXiv:2210.05475).
-        threshold: estimates of the clean image are clipped at their 99.5 % quantile where that is above 1, and divided
+        threshold: estimates of the clean image are clipped at s = max(1, their 99.5 % quantile), and divided
             by it (dynamic thresholding; Saharia et al. 2022, arXiv:2205.11487).
     """
 

@@ -13,6 +13,7 @@ from anisodiff.experiment.settings import ImageSpace, PretrainSettings, RunSetti
 from anisodiff.methods import check_dataset, check_images, subspaces_of
 from anisodiff.networks.turned import Turned, turned_in_planes
 from anisodiff.networks.unets import RawNetwork, build
+from anisodiff.objectives.registry import LOSSES
 from anisodiff.paths.noise_path import NoisePath, edm_path
 from anisodiff.paths.rotated import RotatedBasis
 from anisodiff.paths.splitting import split_path
@@ -85,8 +86,8 @@ def finetune(
         settings: of the run: loss, rates, batch, ...
         inputs: images, network and path to start from, basis.
         output: the averaged weights (setting `ema_kimg`); kimg counts from the base network.
-        output_path: the path as last trained, or its average where `path_ema_kimg` is not 0; with EDM's loss,
-            as it was given.
+        output_path: the path as last trained, or its average where `path_ema_kimg` is not 0; a schedule that does not
+            learn is as it was given.
         compute: where, and in which precision.
     """
     compute = compute.begin()
@@ -102,8 +103,12 @@ def finetune(
     if settings.planes and not isinstance(network, Turned):
         with naming("planes", "give fewer"):
             network = turned_in_planes(network, settings.planes, settings.seed)
+    loss = LOSSES[settings.loss]
+    held = not loss.learns_path or (loss.learns_network and settings.path_learning_rate == 0)
     with naming(inputs.path, "start from a shared path of one subspace"):
-        path = split_path(start, subspaces, settings.label_weights, classes)
+        path = split_path(start, subspaces, settings.label_weights, classes, held=held)
+    if not loss.learns_path and path.schedule is start.schedule:
+        path = start
     headers = metadata, path_metadata
     _train_network(space, settings, network, path, batches, inputs.files, output, output_path, compute, *headers)
 

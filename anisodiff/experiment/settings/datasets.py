@@ -155,7 +155,7 @@ class ExperimentSettings(Section):
     """Everything a run depends on. Unknown keys are refused."""
 
     device: Annotated[str, StringConstraints(pattern=r"^[a-z]+(:[0-9]+)?$")] = key(
-        "Where networks run, as torch names it (cpu, cuda, cuda:1, mps).", "cpu"
+        "Where networks run, as torch names it (cpu, cuda, cuda:1); it must have float64, which paths are in.", "cpu"
     )
     threads: Whole = key("CPU threads of a training or sampling job.", 1, unit="threads", ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = key(
