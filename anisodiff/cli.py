@@ -711,11 +711,12 @@ def publish(
     results: Annotated[Path, typer.Option(help="Folder of the run.")],
     settings: Annotated[Any, _option(_json, f"Settings of what was run: {ENTRY}, or toy.", "--settings")],
     output: Annotated[Path, typer.Option(help="Folder to fill.")],
+    files: Annotated[list[Path], typer.Argument(help="What is copied: files of the run, and folders of some.")],
 ) -> None:
     """Copy tables and figures to where they can be committed, with what made them."""
     from anisodiff.stages import publishing
 
-    publishing.publish(results, settings, output)
+    publishing.publish(results, files, settings, output)
 
 
 @app.command(rich_help_panel=HELP)

@@ -80,6 +80,24 @@ def test_a_difference_on_shared_noises_is_surer_than_its_rows():
     assert found.degrees_of_freedom == spread.GROUPS - 1
 
 
+def test_a_range_without_groups_leaves_the_spread_over_images_unknown():
+    """Of one shard whose features were not kept."""
+    numbers = np.random.default_rng(3).normal(size=(2, 1000))
+    rows, left = table({"a": numbers[:1], "b": numbers[1:]})
+    rows = pd.concat([rows, rows.assign(range=1)])
+    assert np.isnan(Comparisons(rows, left).difference("b", "a", 5).error)
+    assert cells(rows, left, ["a", "b"])["error"].isna().all()
+    both = pd.concat([left, left.assign(range=1)])
+    assert Comparisons(rows, both).difference("b", "a", 5).error > 0
+    assert cells(rows, both, ["a", "b"])["error"].notna().all()
+
+
+def test_ranges_that_share_the_real_images_make_kids_error_no_smaller():
+    rows, left = table({"a": np.zeros((1, 1000))})
+    rows = pd.concat([rows.assign(kid=0.5, kid_error=0.1), rows.assign(range=1, kid=0.7, kid_error=0.3)])
+    assert cells(rows, left, ["a"])[["kid", "kid_error"]].iloc[0].tolist() == pytest.approx([0.6, 0.2])
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_row_that_is_no_better_is_marked_as_often_as_it_should_be(seeds):
     generator = np.random.default_rng(1)

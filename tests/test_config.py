@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import strip_methods
+from anisodiff.experiment.budgets import strip_methods, warp_steps
 from anisodiff.experiment.config import describe, json_schema, resolve
 from anisodiff.experiment.config_text import check_text
 
@@ -85,6 +85,11 @@ def test_the_embedded_configuration_is_valid_and_completed():
         ("datasets.digits.sampling.nfe", [9, 10], r"sampling\.nfe: method 'edm': 10 cannot be spent: .*use 9 or 11"),
         ("datasets.digits.paths.edm.subspaces", "basis:pca", r"edm\.subspaces: 'pca' is unknown; known here: none"),
         ("datasets.digits.runs.ani.schedules", "class", r"runs\.ani\.schedules: one a class needs labels"),
+        (
+            "datasets.digits.runs.iso.path",
+            "ani",
+            r"runs\.iso\.subspaces: 'ani' has several, the run one: set it to block",
+        ),
         ("datasets.digits.reference", {"url": "x.npz"}, r"reference: published statistics are of Inception's"),
         ("datasets.digits.runs.iso.micro_batch", 100, r"runs\.iso\.micro_batch: 100 does not divide the batch of 256"),
         ("datasets.digits.methods.iso.order", 2, r"methods\.iso\.order: midpoint has one order: leave it out"),
@@ -142,6 +147,46 @@ def test_what_is_wrong_is_named_with_its_key(path, value, words):
     assert "\n" not in str(caught.value)
     assert "me:it" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_methods_that_spend_a_budget_in_unequal_steps_share_no_warp_for_each_budget():
+    config = changed("datasets.digits.warps.iso.steps", "per_nfe")
+    assert warp_steps(resolve(config).datasets["digits"], "iso", 9) == 4  # of the midpoint, before the step to 0
+    methods = config["datasets"]["digits"]["methods"]
+    methods["iso-warped-ipndm"] = methods["iso-warped"] | {"solver": "ipndm"}
+    words = r"digits\.warps\.iso\.steps: 5 evaluations are 2 steps of 'iso-warped', and 4 of 'iso-warped-ipndm': give"
+    with pytest.raises(StageError, match=words):
+        resolve(config)
+    del methods["iso-warped"]
+    assert warp_steps(resolve(config).datasets["digits"], "iso", 9) == 8
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "words"),
+    [
+        (
+            "methods",
+            {"grid": "mean-karras", "solver": "dpmpp", "append_zero": False},
+            r"x\.grid: 'iso-class' has a sch",
+        ),
+        ("likelihoods", {}, r"likelihoods\.x\.path: 'iso-class' has a schedule a class"),
+        (
+            "runs",
+            {"start": "base", "loss": "tlsm", "kimg": 1, "learning_rate": 1},
+            r"runs\.x\.schedules: 'iso-class' has",
+        ),
+    ],
+)
+def test_a_schedule_a_class_is_refused_where_one_is_for_all(section, entry, words):
+    config = yaml.safe_load((ROOT / "config/digits-classes.yaml").read_text())
+    dataset = config["datasets"]["digits-classes"]
+    named = {"path": "iso-class"} | ({} if section == "runs" else {"network": "base"})
+    dataset[section] = dataset.get(section, {}) | {"x": named | entry}
+    with pytest.raises(StageError, match=words):
+        resolve(config)
+    if section == "likelihoods":
+        dataset["likelihoods"]["x"]["estimators"] = ["bound"]
+        resolve(config)
 
 
 def test_whole_numbers_are_whole_however_they_are_written():

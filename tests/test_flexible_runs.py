@@ -179,9 +179,9 @@ def test_bits_per_dimension_stand_beside_their_methods(start, tmp_path):
     assert found[found["estimator"] == "ode"].iloc[0]["bits_per_dim"] == pytest.approx(float(density))
     published = published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "FP-Noise (Mix)", "LSGM"])
     page = likelihood_table.likelihood_page(found, published)
-    assert "| base | edm | ode |" in page
-    assert "| LSGM, published |  | bound | < 3.43 |  |\n" in page
-    assert "| FP-Noise (Mix), published |  |  | 3.20 |  |\n" in page
+    assert "| base | base | edm | ode |" in page
+    assert "| LSGM, published |  |  | bound | < 3.43 |  |\n" in page
+    assert "| FP-Noise (Mix), published |  |  |  | 3.20 |  |\n" in page
     assert "EDM, published" not in page
     assert page.endswith("as printed in arXiv:2206.10365, Table 2.\n")
 

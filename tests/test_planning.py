@@ -89,7 +89,7 @@ def test_hours_and_bytes_of_a_small_plan(tmp_path):
     assert found["sampling hours"] == pytest.approx((220 / 2 + 60 / 4) / 3600)
     assert found["training hours"] == pytest.approx((1000 / 10 + 1000 / 5) / 3600)
     cells = 2 * (2 * 2 + 2)
-    assert found["cell bytes"] == cells * 64 * 65 / 2 * 8
+    assert found["cell bytes"] == cells * 64 * 65 / 2 * 8 + 60 * 64 * 4  # sums, and the features of every image
     assert found["bytes"] == found["cell bytes"] + 100 * 64 + 1000 * (2 + 9) + 60 * (64 + 200)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/throughput.json").write_text(json.dumps(measured))

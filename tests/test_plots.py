@@ -136,6 +136,15 @@ def test_every_method_is_in_one_panel_of_few(tidy):
         assert axes.get_xlim() == figure.axes[0].get_xlim()
 
 
+def test_a_row_that_learned_the_metric_is_not_the_best_of_all(tidy):
+    tidy.loc[tidy["method"] == "ani", "mean"] = 0.1
+    look, none = drawing.looks(METHODS), tables.published_values("toy", "", [])
+    for on_metric, best in ((False, 0.1), (True, 1.0)):
+        tidy["on_metric"] = (tidy["method"] == "ani") & on_metric
+        band = plots.distance_against_nfe(tidy, METHODS, look, none).axes[0].lines[0]
+        assert band.get_ydata().tolist()[-1] == pytest.approx(best)
+
+
 def test_methods_look_the_same_in_every_figure(tidy, tmp_path):
     look, none = drawing.looks(METHODS), tables.published_values("toy", "", [])
     chosen = ["edm", "ipndm", "ani-ipndm"]

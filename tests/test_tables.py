@@ -63,7 +63,7 @@ def test_cells_are_ranges_of_summed_shards(results):
     assert len(rows) == 6
     tables.table(results / "d.csv", results / "left.csv", METHODS, results)
     tidy = pd.read_csv(results / "table.csv", dtype={"version": str})
-    assert list(tidy.columns) == cells.COLUMNS
+    assert list(tidy.columns) == [*cells.COLUMNS, "on_metric"]
     assert tidy["method"].tolist() == ["second", "second", "first", "first"]
     cell = tidy[(tidy["method"] == "first") & (tidy["nfe"] == 9)].iloc[0]
     ours = rows[(rows["method"] == "first") & (rows["nfe"] == 9)]["distance"]
@@ -146,6 +146,13 @@ def test_a_ladder_shows_what_each_row_buys(results):
     change = mean["first", 9] - mean["second", 9]
     assert rungs[3].startswith(f"| first | solver midpoint | {mean['first', 9]:.2f} ({change:+.2f} ± ")
     assert rungs[4].startswith(f"| best of the table |  | {mean['first', 9]:.2f} first |")
+
+
+def test_a_ladder_names_every_setting_that_a_row_changes(results):
+    methods = METHODS | {"first": METHODS["first"].changed(path="iso", append_zero=False, nfe=[9])}
+    tables.table(results / "d.csv", results / "left.csv", methods, results, ["second", "first"])
+    page = (results / "table.md").read_text()
+    assert "| first | path iso, solver midpoint, append_zero false |" in page
 
 
 def test_cost_stands_beside_the_distance(results):

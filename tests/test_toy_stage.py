@@ -176,11 +176,15 @@ def test_a_short_run_learns_every_row_and_draws_it(made):
 
 def test_the_toy_is_published_with_what_made_it(made, tmp_path):
     folder, _ = made
-    earlier = tmp_path / "plots/toy-earlier.svg"
-    earlier.parent.mkdir()
-    earlier.touch()
+    every = [folder / name for name in ("table.csv", "table.md", "plots")]
+    (folder / "earlier.csv").touch()
+    publishing.publish(folder, [*every, folder / "earlier.csv"], TOY.model_dump(), tmp_path)
+    earlier = tmp_path / "earlier.csv"
+    assert earlier.exists()
     (tmp_path / "README.md").touch()
-    publishing.publish(folder, TOY.model_dump(), tmp_path)
+    publishing.publish(folder, every, TOY.model_dump(), tmp_path)
+    with pytest.raises(StageError, match=r"none\.csv: no such file: make the dataset's results first"):
+        publishing.publish(folder, [folder / "none.csv"], TOY.model_dump(), tmp_path)
     found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()}
     assert {"provenance.json", "table.csv", "table.md", "plots/toy-forward.svg", "README.md"} <= found
     assert not earlier.exists()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from anisodiff.errors import StageError
+from anisodiff.errors import InvalidArgument, StageError
 from anisodiff.experiment.settings import DatasetSettings, MethodSettings
 from anisodiff.grids.registry import GRIDS
 from anisodiff.solvers.registry import SOLVERS
@@ -78,3 +78,34 @@ def steps_for_nfe(nfe: int, method: MethodSettings) -> StepCount:
             "use more, or a lower order"
         )
     return budget
+
+
+def warp_budgets(dataset: DatasetSettings, warp: str) -> set[int]:
+    """Budgets of all methods on a warp."""
+    on = [method for method, settings in dataset.methods.items() if settings.warp == warp]
+    followed = {nfe for method, nfe in dataset.convergence.items() if method in on}
+    return followed.union(*(budgets(dataset, method) for method in on))
+
+
+def warp_steps(dataset: DatasetSettings, warp: str, nfe: int) -> int:
+    """Steps K of the grid, without one to 0, on which the methods of a warp spend a budget.
+
+    Args:
+        dataset: its settings.
+        warp: one that is learned for each budget.
+        nfe: a budget of such a method.
+
+    Raises:
+        InvalidArgument: they spend it in unequal numbers of steps.
+    """
+    on = {name: method for name, method in dataset.methods.items() if method.warp == warp}
+    spent = {
+        name: max(1, steps_for_nfe(nfe, method).points - 1)
+        for name, method in on.items()
+        if nfe in budgets(dataset, name) or dataset.convergence.get(name) == nfe
+    }
+    if len(set(spent.values())) > 1:
+        (first, one), *others = spent.items()
+        name, other = next(each for each in others if each[1] != one)
+        raise InvalidArgument(f"{nfe} evaluations are {one} steps of {first!r}, and {other} of {name!r}")
+    return next(iter(spent.values()))

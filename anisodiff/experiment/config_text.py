@@ -107,20 +107,3 @@ def plain(config: Any) -> Any:
 def _check_text_of(text: str, where: str) -> None:
     if UNSEEN.search(text):
         raise StageError(f"{where}: {text[:80]!r} holds a line break or another character that is not seen: remove it")
-
-
-def whole(node: Any, schema: Any) -> Any:
-    """A copy with whole numbers where the schema asks for them: 5.0e+4 is a fraction to YAML."""
-    choices = [each for each in (schema, *schema.get("anyOf", [])) if isinstance(each, dict)]
-
-    def of(key: str) -> Any:
-        return next((each[key] for each in choices if isinstance(each.get(key), dict)), {})
-
-    if isinstance(node, dict):
-        properties, others = of("properties"), of("additionalProperties")
-        return {key: whole(value, properties.get(key, others)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [whole(each, of("items")) for each in node]
-    kinds = [each.get("type", []) for each in choices]
-    integer = any("integer" in ([kind] if isinstance(kind, str) else kind) for kind in kinds)
-    return int(node) if integer and isinstance(node, float) and node.is_integer() else node

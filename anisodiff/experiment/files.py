@@ -45,6 +45,8 @@ TABLE = FOLDER + "/table.csv"
 TABLE_PAGE = FOLDER + "/table.md"
 TABLE_TEX = FOLDER + "/table.tex"
 METRICS_PAGE = FOLDER + "/metrics.md"
+LIKELIHOOD_TABLE = FOLDER + "/likelihood.csv"
+LIKELIHOOD_OF_IMAGES = FOLDER + "/likelihood-images.csv"
 COST = FOLDER + "/cost.csv"
 COST_PAGE = FOLDER + "/cost.md"
 PLOTS = FOLDER + "/plots"
@@ -173,6 +175,16 @@ class DatasetFiles:
         return [self.of(TABLE), *geometry, self.of(PLOTS)]
 
     @property
+    def published(self) -> list[str]:
+        """What is copied to where it can be committed: tables and figures, and what is small of what they show."""
+        settings = self.settings
+        patterns = [TABLE, TABLE_PAGE, TABLE_TEX, METRICS_PAGE, COST, COST_PAGE, DISTANCES, LEFT_OUT]
+        patterns += [GEOMETRY_TABLE, GEOMETRY_PAGE] if settings.geometry else []
+        patterns += [LIKELIHOOD_TABLE, LIKELIHOOD_OF_IMAGES] if settings.likelihoods else []
+        curves = [self.of(CONVERGENCE, method=name, nfe=count) for name, count in settings.convergence.items()]
+        return [*map(self.of, patterns), *curves, *self.tunings.values(), self.of(PLOTS)]
+
+    @property
     def pretrained(self) -> list[str]:
         """Networks made again by their recipes."""
         features = [self.of(TRAINED_FEATURES)] if self.settings.features.kind == "digits-cnn" else []
@@ -246,5 +258,10 @@ class DatasetFiles:
             published=PublishedValues(file=published, methods=settings.plots.published),
             grid_nfe=nfe,
             reference=self.of(REFERENCE),
-            samples=self.of(SAMPLES),
+            samples={name: self._first_cell(name, nfe) for name in methods if nfe in budgets(settings, name)},
         )
+
+    def _first_cell(self, method: str, nfe: int) -> str:
+        """The cell of a method's first images."""
+        first, last = shards(self.settings, method)[0]
+        return str(cell_of(Path(self.of(MANIFEST, method=method, first=first, last=last)), nfe))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anisodiff.experiment.budgets import budgets
+from anisodiff.experiment.budgets import budgets, warp_budgets
 from anisodiff.experiment.files import ranges
 from anisodiff.experiment.settings import DatasetSettings, ExperimentSettings
 from anisodiff.experiment.training_seeds import replicated, without_seed
@@ -37,13 +37,6 @@ def needed(dataset: DatasetSettings) -> dict[str, set[str]]:
         want(user.network)
         want(user.path)
     return {"runs": runs, "warps": warps}
-
-
-def warp_budgets(dataset: DatasetSettings, warp: str) -> set[int]:
-    """Budgets of all methods on a warp."""
-    on = [method for method, settings in dataset.methods.items() if settings.warp == warp]
-    followed = {nfe for method, nfe in dataset.convergence.items() if method in on}
-    return followed.union(*(budgets(dataset, method) for method in on))
 
 
 def tuning_evaluations(dataset: DatasetSettings) -> int:
@@ -80,7 +73,8 @@ def work(dataset: DatasetSettings, measured: dict[str, Any] | None) -> dict[str,
     found: dict[str, int | float | None] = {
         "images": images, "evaluations": evaluations, "training images": sum(runs.values()) + sum(warps.values()),
         "sampling hours": None, "training hours": None, "bytes": None,
-        "cell bytes": files * features * (features + 1) / 2 * 8,
+        "cell bytes": files * features * (features + 1) / 2 * 8
+        + (images * features * 4 if sampling.keep != "statistics" else 0),
     }  # fmt: skip
     if measured is not None:
         seconds = evaluations / measured["evaluations_per_second"] + images / measured["features_per_second"]

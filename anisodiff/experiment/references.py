@@ -1,7 +1,7 @@
 """References inside a dataset's settings: every name is of something, and every budget can be spent."""
 
-from anisodiff.errors import StageError
-from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe
+from anisodiff.errors import StageError, naming
+from anisodiff.experiment.budgets import budgets, grid_nfe, steps_for_nfe, warp_budgets, warp_steps
 from anisodiff.experiment.settings import (
     DatasetSettings,
     MethodSettings,
@@ -58,6 +58,16 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         check(f"runs.{name}.start", run.start, networks)
         check(f"runs.{name}.path", run.path, {*paths, *runs})
         _ancestry(where, runs, name)
+        begun = (paths | runs)[run.path]
+        if run.subspaces == "whole" and begun.subspaces != "whole":
+            raise StageError(
+                f"{where}.runs.{name}.subspaces: {run.path!r} has several, the run one: set it to {begun.subspaces}"
+            )
+        if begun.schedules == "class" and run.schedules != "class":
+            raise StageError(
+                f"{where}.runs.{name}.schedules: {run.path!r} has a schedule a class, the run a shared one: set it to "
+                "class, or start from another path"
+            )
     for name, warp in warps.items():
         check(f"warps.{name}.network", warp.network, networks)
         check(f"warps.{name}.path", warp.path, {*paths, *runs})
@@ -114,7 +124,17 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
                 raise StageError(f"{where}.methods.{name}.{key}: only the grid {grid!r} takes one: remove it")
         if method.tuning is not None:
             _check_tuned(where, name, dataset, dataset.tunings[method.tuning])
+        if method.grid == "mean-karras" and (paths | runs)[method.path].schedules == "class":
+            raise StageError(
+                f"{where}.methods.{name}.grid: {method.path!r} has a schedule a class, and no common mean level: take "
+                "another grid"
+            )
         _check_method(where, name, method, budgets(dataset, name), searches.get(method.search or ""))
+    for name in dataset.used("warp"):
+        if warps[name].steps == "per_nfe":
+            for nfe in sorted(warp_budgets(dataset, name)):
+                with naming(f"{where}.warps.{name}.steps", "give each a warp of its own, or a number of steps"):
+                    warp_steps(dataset, name, nfe)
     for name in dataset.plots.strip_methods or []:
         check("plots.strip_methods", name, set(methods))
     for series, names in dataset.plots.trained.items():
@@ -131,6 +151,9 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         check("convergence", name, set(methods))
         key = f"{where}.convergence.{name}"
         _check_budget(where, key, name, methods[name], nfe, searches.get(methods[name].search or ""))
+        tuning = methods[name].tuning
+        if tuning is not None and nfe not in dataset.tunings[tuning].nfe:
+            raise StageError(f"{key}: {nfe} is not tuned by {tuning!r}: give one of its nfe")
     if dataset.plots.published and not FEATURES[dataset.features.kind].is_fid:
         raise StageError(f"{where}.plots.published: published values are FIDs, of Inception's features: leave it out")
     known = {str(nfe) for name in methods for nfe in budgets(dataset, name)}

@@ -85,10 +85,12 @@ class Comparisons:
             return None
         means = [self._groups[name, nfe].groupby(["range", "group"])["distance"].mean() for name in (first, second)]
         apart = means[0] - means[1]
+        if not set(shared) <= set(apart.index.get_level_values("range")):  # a range of one shard has no groups
+            return None
         if apart.loc[shared].isna().any():  # the rows' groups differ, so that theirs cannot be paired
             return None
-        found = [apart[number].to_numpy() for number in shared if number in apart.index]
-        if len(found) < len(shared) or min(map(len, found), default=0) < 2:
+        found = [apart[number].to_numpy() for number in shared]
+        if min(map(len, found), default=0) < 2:
             return None
         return error_of_mean(found) ** 2, float(sum(len(each) - 1 for each in found))
 

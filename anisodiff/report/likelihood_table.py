@@ -74,7 +74,7 @@ def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
 
 def with_likelihoods(tidy: pd.DataFrame, measured: pd.DataFrame, methods: Mapping[str, MethodSettings]) -> pd.DataFrame:
     """Cells with the bits per dimension of their method's network over its path, and the error of these, where those
-    were measured."""
+    were measured; of several likelihoods of the two, by the first."""
     of_method = [(methods[name].network, methods[name].path) for name in tidy["method"]]
     averaged = over_seeds(measured) if len(measured) else measured
     for estimator, column in ESTIMATORS.items() if len(measured) else ():
@@ -96,23 +96,27 @@ def likelihood_page(measured: pd.DataFrame, published: pd.DataFrame | None = Non
         measured: one row a likelihood, of `likelihood_rows`; one or more.
         published: rows of `published_values`; those without a likelihood are left out.
     """
-    rows = [["network", "path", "estimator", "bits per dimension", "images"]]
+    rows = [["likelihood", "network", "path", "estimator", "bits per dimension", "images"]]
     for row in over_seeds(measured).to_dict("records"):
         trained = f" ± {row['seed_error']:.3f}" if row["seeds"] > 1 else ""
         value = f"{row['bits_per_dim']:.3f}{trained} ({row['error']:.3f})"
-        rows.append([row["network"], row["path"], row["estimator"], value, str(row["images"])])
+        made_of = [row[name] for name in ("likelihood", "network", "path", "estimator")]
+        rows.append([*made_of, value, str(row["images"])])
     others = published_values("", "", []) if published is None else published
     others = others.dropna(subset=list(ESTIMATORS.values()), how="all").to_dict("records")
     for row in others:
         stated = not pd.isna(row["bits_per_dim"])
         value = f"{row['bits_per_dim']:.2f}" if stated else f"< {row['bits_per_dim_bound']:.2f}"
-        rows.append([f"{row['method']}, published", "", "" if stated else "bound", value, ""])
+        rows.append([f"{row['method']}, published", "", "", "" if stated else "bound", value, ""])
+    levels = " or ".join(map(str, sorted(set(measured["grey_levels"]))))
     notes = (
         "Negative log-likelihood of held-out images, in brackets the standard error over them. ode: density along the "
-        f"probability flow, of images dequantised from {measured['grey_levels'].iloc[0]} grey levels; bound: lower "
-        "bound of the probability of grey levels, so an upper one here. Lower is better; the images are the same in "
-        "every row, so differences between rows are better known than the rows."
+        f"probability flow, of images dequantised from {levels} grey levels; bound: lower bound of the probability of "
+        "grey levels, so an upper one here. Lower is better; rows share their first images, so differences between "
+        "rows are better known than the rows."
     )
+    if measured["version"].nunique() > 1:
+        notes += " Rows are of several versions of the code: likelihood.csv says which."
     if (measured["training_seed"] > 0).any():
         notes += " ±: standard error over training seeds, where there are several."
     if others:

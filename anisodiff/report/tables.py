@@ -1,8 +1,9 @@
 """Tables for people: method by budget, with the best of each column marked and what a reader must know below."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -57,15 +58,19 @@ def table(
         rows["training_seed"] = 0
     measured, of_images = likelihood_rows(beside.likelihoods)
     tidy = with_likelihoods(cells(rows, left_out, list(methods)), measured, methods)
-    if len(measured):
-        write_text(output / "likelihood.csv", measured.to_csv(index=False, float_format="%.6g"))
-        write_text(output / "likelihood-images.csv", of_images.to_csv(index=False, float_format="%.6g"))
+    of_metric = on_metric(beside.tunings, tidy["features"].iloc[0])
+    tidy["on_metric"] = [methods[name].tuning in of_metric for name in tidy["method"]]
+    for name, found in (("likelihood.csv", measured), ("likelihood-images.csv", of_images)):
+        if len(found):
+            write_text(output / name, found.to_csv(index=False, float_format="%.6g"))
+        else:  # of an earlier configuration
+            (output / name).unlink(missing_ok=True)
     write_text(output / "table.csv", tidy.to_csv(index=False, float_format="%.6g"))
     spent = costs(rows, list(methods))
     write_text(output / "cost.csv", spent.to_csv(index=False, float_format="%.6g"))
     write_text(output / "cost.md", cost_page(spent) + search_page(beside.searches) + tuning_page(beside.tunings))
     write_text(output / "metrics.md", metrics_page(tidy))
-    page = Page(tidy, rows, left_out, methods, on_metric(beside.tunings, tidy["features"].iloc[0]))
+    page = Page(tidy, rows, left_out, methods)
     published = beside.published
     others = published and published_values(rows["dataset"].iloc[0], published.file, published.methods)
     likelihood = likelihood_page(measured, others) if len(measured) else ""
@@ -93,7 +98,7 @@ def metrics_page(tidy: pd.DataFrame) -> str:
     notes = [
         f"All in the features of one network. Distance: {feature.title}, ± standard error over images. It falls as the "
         "number of images grows, so it compares at equal numbers: 50,000 for a published FID. The next column takes "
-        "the bias out, by the line through it and the distances without each tenth of the images.",
+        "the bias out, by the line through it and the distances without each group of the images.",
         "KID: squared maximum mean discrepancy, kernel (x y / d + 1)^3, unbiased at any number of images: mean of ten "
         "groups ± its standard error; a thousand images are enough.",
         "Precision: share of drawn images within the third neighbour's distance of a real one; recall: of real ones so "
@@ -106,11 +111,10 @@ class Page:
     """Method by budget, with the best of each column marked and what a reader must know below.
 
     Args:
-        tidy: rows of `cells`.
+        tidy: rows of `cells`, and whether each was tuned in the features of its own distance (`on_metric`).
         rows: rows of `distances`.
         left_out: its distances without each group of images.
         methods: settings of the methods.
-        on_metric: tunings that learned the distance itself: their rows are marked, and never the best.
     """
 
     def __init__(
@@ -119,9 +123,9 @@ class Page:
         rows: pd.DataFrame,
         left_out: pd.DataFrame,
         methods: Mapping[str, MethodSettings],
-        on_metric: Collection[str] = (),
     ):
-        self.on_metric = [name for name, method in methods.items() if method.tuning in on_metric]
+        # tuned for this very distance: marked, and never the best
+        self.on_metric = list(tidy["method"][tidy["on_metric"]].unique())
         self.tidy, self.methods = tidy, methods
         self.mean = tidy.pivot(index="method", columns="nfe", values="mean").reindex(list(methods))
         self.judged = self.mean.drop(index=self.on_metric)
@@ -152,7 +156,10 @@ class Page:
             text += f" ({cell['error']:.2f})"
         if method in self.best[nfe]:
             text = bold.format(text)
-        return text + (dagger if cell["version"] != self.usual else "")
+        return text + self._version_mark(method, nfe, dagger)
+
+    def _version_mark(self, method: str, nfe: int, dagger: str) -> str:
+        return dagger if self.cell[method, nfe]["version"] != self.usual else ""
 
     def _rows(self, bold: str, plus_minus: str, dagger: str, early: str, section: str) -> list[list[str]]:
         rows = []
@@ -256,12 +263,16 @@ class Page:
             cells = []
             for nfe in columns:
                 value = self.mean[nfe][name]
-                text = "" if pd.isna(value) else f"{value:.2f}"
-                if above and not pd.isna(value - self.mean[nfe][above]):
+                if pd.isna(value):
+                    cells.append("")
+                    continue
+                text = f"{value:.2f}"
+                if above and not pd.isna(self.mean[nfe][above]):
                     text += f" ({self.comparisons.difference(name, above, int(nfe)):.2f})"
-                cells.append(text)
-            rows.append([name, self._added(above, name), *cells])
-        best = [f"{self.judged[nfe].min():.2f} {self.judged[nfe].idxmin()}" for nfe in columns]
+                cells.append(text + self._version_mark(name, int(nfe), " †"))
+            rows.append([name + " §" * (name in self.on_metric), self._added(above, name), *cells])
+        judged = (self.judged[nfe].dropna() for nfe in columns)
+        best = [f"{known.min():.2f} {known.idxmin()}" if len(known) else "" for known in judged]
         rows.append(["best of the table", "", *best])
         said = "What each ingredient buys (change from the row above, ± half of its 95 % confidence interval):"
         lines = ["", said, ""]
@@ -271,9 +282,9 @@ class Page:
         """Settings that are not those of the row above."""
         if above is None:
             return ""
-        new, old = self.methods[name], self.methods[above]
-        changes = {kind: getattr(new, kind) for kind in ("network", "path", "grid", "solver")}
-        return ", ".join(f"{kind} {value}" for kind, value in changes.items() if value != getattr(old, kind))
+        new, old = self.methods[name].model_dump(exclude={"nfe"}), self.methods[above].model_dump()
+        changed = {kind: value for kind, value in new.items() if value != old[kind]}
+        return ", ".join(_as_text(kind, value) for kind, value in changed.items())
 
     def latex(self) -> str:
         head, body = self._head, self._rows("\\textbf{{{}}}", " $\\pm$ ", " $\\dagger$", " $\\ddagger$", " \\S")
@@ -283,6 +294,13 @@ class Page:
         lines += ["\\hline", "\\end{tabular}"]
         lines += [f"% {note}" for note in self._notes(" +- ", "dagger:", "ddagger:", "section:")]
         return "\n".join(lines) + "\n"
+
+
+def _as_text(kind: str, value: Any) -> str:
+    """A setting as a configuration has it, or that it is left to its default."""
+    if value is None:
+        return f"no {kind}" if kind in ("warp", "search", "tuning") else f"{kind} by default"
+    return kind if isinstance(value, dict) else f"{kind} {str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _between(levels: pd.Series) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -14,27 +15,23 @@ from anisodiff.errors import StageError
 from anisodiff.report.plain_tables import read
 from anisodiff.storage.files import Metadata, atomic, provenance, write_text
 
-FILES = ("table.csv", "table.md")
-WHERE_MADE = (
-    "table.tex", "cost.*", "distances*.csv", "metrics.md", "geometry.*", "likelihood*.csv", "convergence/*.csv",
-    "tunings/*.safetensors", "plots/[!.]*",
-)  # fmt: skip
 PACKAGES = ("torch", "numpy", "scipy", "clean-fid", "snakemake", "matplotlib", "pandas")
 
 
-def publish(results: Path, settings: Metadata, output: Path) -> None:
+def publish(results: Path, files: Sequence[Path], settings: Metadata, output: Path) -> None:
     """Copy tables and figures of a dataset or of the toy, and write `provenance.json` last.
 
     Args:
-        results: folder of the run.
-        settings: its settings.
-        output: folder to fill; files of an earlier run are replaced, or removed where this run has none.
+        results: folder of the run, with a `table.csv`.
+        files: what is copied: files of the run, and folders of some.
+        settings: settings of the run.
+        output: folder to fill; what was published there earlier is replaced, or removed where it is no longer made.
 
     Raises:
-        StageError: the run has no table yet.
+        StageError: a file is not there.
     """
-    if missing := [name for name in FILES if not (results / name).is_file()]:
-        raise StageError(f"{results / missing[0]}: no such file: make the dataset's results first")
+    if missing := [file for file in files if not file.exists()]:
+        raise StageError(f"{missing[0]}: no such file: make the dataset's results first")
     table = read(results / "table.csv")
     made_by = {key: sorted({each for cell in table[key] for each in cell.split()}) for key in ("version", "commit")}
     metadata = provenance(settings) | {
@@ -44,18 +41,25 @@ def publish(results: Path, settings: Metadata, output: Path) -> None:
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "packages": {name: installed(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
-    copied = {name for pattern in (*FILES, *WHERE_MADE) for name in _matching(results, pattern)}
-    for name in sorted(copied):
+    every = [each for file in files for each in (sorted(file.glob("[!.]*")) if file.is_dir() else [file])]
+    names = [each.relative_to(results) for each in every]
+    for name in names:
         with atomic(output / name) as temporary:
             shutil.copyfile(results / name, temporary)
-    for name in {name for pattern in WHERE_MADE for name in _matching(output, pattern)} - copied:
-        (output / name).unlink()
+    for name in _earlier(output) - set(names):
+        (output / name).unlink(missing_ok=True)
+    metadata["files"] = [name.as_posix() for name in names]
     write_text(output / "provenance.json", json.dumps(metadata, indent=1) + "\n")
 
 
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder by a pattern, relative to it."""
-    return [file.relative_to(folder) for file in folder.glob(pattern) if file.is_file()]
+def _earlier(output: Path) -> set[Path]:
+    """Names of the files that were published there before, as its provenance says."""
+    try:
+        named = json.loads((output / "provenance.json").read_text())["files"]
+    except (OSError, ValueError, LookupError, TypeError):  # none, or of an early version
+        return set()
+    paths = {Path(name) for name in named if isinstance(name, str)}
+    return {path for path in paths if not path.is_absolute() and ".." not in path.parts}
 
 
 def _seconds(benchmark: Path) -> float:

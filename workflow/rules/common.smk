@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent))
 from anisodiff.data.download import file_state, on_this_machine, scheme, to_fetch
 from anisodiff.data.sources import BUILT_IN
 from anisodiff.errors import StageError
-from anisodiff.experiment import files, planning
+from anisodiff.experiment import budgets, files, planning
 from anisodiff.experiment.config import published_files, resolve
 from anisodiff.experiment.config_text import check_text
 from anisodiff.experiment.training_seeds import replicated
@@ -201,7 +201,9 @@ def warp_settings(wildcards):
     """The warp's own settings, with the number of steps of its budget where it is learned per budget."""
     warp = entry(wildcards, "warps", "warp")
     nfe = getattr(wildcards, "nfe", None)
-    return (warp.changed(steps=int(nfe) // 2) if nfe else warp).as_json(["seeds"])
+    if nfe:
+        warp = warp.changed(steps=budgets.warp_steps(DATASETS[wildcards.dataset], wildcards.warp, int(nfe)))
+    return warp.as_json(["seeds"])
 
 
 def method_inputs(dataset, name, nfes):
@@ -253,11 +255,16 @@ def figure_inputs(wildcards):
 
 
 def download_options(wildcards):
-    """Address, hash, lock file and mirror of a fetched file."""
-    known = FETCHED[files.FETCHED.format(file=wildcards.file)]
-    options = known | {"lock": "config/lock.json", "mirror": CONFIG.mirror}
-    given = [each for name, value in options.items() if value is not None for each in option(name, value)]
-    return [*given, *(["--offline"] if CONFIG.offline else [])]
+    """Address, hash and lock file of a fetched file."""
+    options = FETCHED[files.FETCHED.format(file=wildcards.file)] | {"lock": "config/lock.json"}
+    return [each for name, value in options.items() if value is not None for each in option(name, value)]
+
+
+def download_access(wildcards, threads):
+    """Where a file may be taken from, which changes nothing of it: Snakemake remembers no parameter that takes threads,
+    so that what is there is not fetched again."""
+    mirror = [] if CONFIG.mirror is None else option("mirror", CONFIG.mirror)
+    return [*mirror, *(["--offline"] if CONFIG.offline else [])]
 
 
 def counted():

@@ -14,9 +14,10 @@ rule download:
         ENVIRONMENT
     params:
         options=download_options,
+        access=download_access,
         state=lambda wildcards: state_of(FETCHED[files.FETCHED.format(file=wildcards.file)]["url"]),
     shell:
-        "exec python -m anisodiff download {params.options:q} --output {output:q} >{log:q} 2>&1"
+        "exec python -m anisodiff download {params.options:q} {params.access:q} --output {output:q} >{log:q} 2>&1"
 
 
 rule convert:

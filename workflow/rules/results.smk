@@ -91,7 +91,8 @@ rule publish:
     params:
         settings=lambda wildcards: CONFIG.datasets[wildcards.dataset].as_json(),
         results=file_of(files.FOLDER),
+        files=lambda wildcards: FILES[wildcards.dataset].published,
         output=subpath(output[0], parent=True),
     shell:
         "exec python -m anisodiff publish --results {params.results:q} --settings {params.settings:q}"
-        " --output {params.output:q} >{log:q} 2>&1"
+        " --output {params.output:q} {params.files:q} >{log:q} 2>&1"

@@ -56,6 +56,7 @@ rule publish_toy:
     """Table and figures of the toy, copied to where they can be committed, with what made them."""
     input:
         csv=files.TOY_TABLE,
+        md=files.TOY_PAGE,
         plots=files.TOY_PLOTS,
     output:
         files.PROVENANCE.format(dataset=files.TOY),
@@ -69,4 +70,4 @@ rule publish_toy:
         output=subpath(output[0], parent=True),
     shell:
         "exec python -m anisodiff publish --results {params.results:q} --settings {params.settings:q}"
-        " --output {params.output:q} >{log:q} 2>&1"
+        " --output {params.output:q} {input:q} >{log:q} 2>&1"

@@ -25,7 +25,7 @@ class Section(BaseModel):
     """A section of the configuration. Unknown keys are refused, and nothing in it changes.
 
     Raises:
-        pydantic.ValidationError: a value that a key does not take; `experiment.errors_of` puts it in one line.
+        pydantic.ValidationError: a value that a key does not take; `config.parse` puts it in one line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())

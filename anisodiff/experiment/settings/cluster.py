@@ -8,8 +8,7 @@ from anisodiff.experiment.settings.base import OneOf, Section, Whole, key, secti
 
 STAGES = (
     "convert", "images", "reference", "pretrain", "train_features", "basis", "path", "finetune", "warp", "search",
-    "pairs", "tune", "sample", "trajectory", "distance", "geometry", "likelihood", "convergence", "toy", "plots",
-    "throughput",
+    "pairs", "tune", "sample", "trajectory", "distance", "geometry", "likelihood", "convergence", "toy", "throughput",
 )  # fmt: skip
 Account = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+,-]*$")]
 Partition = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+,-]*$")]

@@ -28,4 +28,4 @@ class FigureSettings(Section):
     published: PublishedValues = key("Published values behind the dataset's own.")
     grid_nfe: int = key("Budget of the sample grids.", unit="evaluations")
     reference: str = key("Feature statistics of the data, with some of its images.")
-    samples: str = key("Folder of the samples.")
+    samples: dict[str, str] = key("Cells whose images are shown, by method.")
