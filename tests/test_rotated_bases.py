@@ -216,7 +216,9 @@ def test_a_sampling_forms_the_rotations_once(monkeypatch):
     denoiser = Denoiser(WrongNetwork(), NoisePath(basis, KnotSchedule(LOGS[:1].expand(5, -1))))
     levels, formed, exponential = uniform(denoiser.path, 6), [], torch.linalg.matrix_exp
     monkeypatch.setattr(rotated.torch.linalg, "matrix_exp", lambda matrix: formed.append(1) or exponential(matrix))
-    images = denoiser.path.detached().to_pixels(solve(denoiser, start(denoiser, normal(2, 3, 4, 4), levels), levels))
+    images = denoiser.path.subspaces.detached().to_pixels(
+        solve(denoiser, start(denoiser, normal(2, 3, 4, 4), levels), levels)
+    )
     assert len(formed) == 3  # channels, rows, columns
     assert not images.requires_grad
 

@@ -58,6 +58,8 @@ def check_references(where: str, dataset: DatasetSettings) -> None:
         check(f"runs.{name}.start", run.start, networks)
         check(f"runs.{name}.path", run.path, {*paths, *runs})
         _ancestry(where, runs, name)
+        if not LOSSES[run.loss].learns_path:
+            continue
         begun = (paths | runs)[run.path]
         if run.subspaces == "whole" and begun.subspaces != "whole":
             raise StageError(

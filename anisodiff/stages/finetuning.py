@@ -95,22 +95,26 @@ def finetune(
     start, path_metadata = checkpoints.load_path(inputs.path)
     batches = BatchSampler(space, inputs.images, compute.device)
     check_images(network, batches.shape, inputs.network)
+    path = _path_to_learn(space, settings, start, network, inputs) if LOSSES[settings.loss].learns_path else start
+    if settings.planes and not isinstance(network, Turned):
+        with naming("planes", "give fewer"):
+            network = turned_in_planes(network, settings.planes, settings.seed)
+    headers = metadata, path_metadata
+    _train_network(space, settings, network, path, batches, inputs.files, output, output_path, compute, *headers)
+
+
+def _path_to_learn(
+    space: ImageSpace, settings: RunSettings, start: NoisePath, network: RawNetwork, inputs: TrainingInputs
+) -> NoisePath:
+    """The path that a run goes on from, on the run's own subspaces."""
     classes = network.classes if settings.schedules == "class" else 0
     if settings.schedules == "class" and not (classes and space.class_conditional):
         raise StageError("schedules: one a class needs a class-conditional network and labels: set it to shared")
     kept = isinstance(start.subspaces, RotatedBasis) and start.subspaces.kind == settings.subspaces
     subspaces = start.subspaces if kept else subspaces_of(settings.subspaces, network.shape, inputs.basis)
-    if settings.planes and not isinstance(network, Turned):
-        with naming("planes", "give fewer"):
-            network = turned_in_planes(network, settings.planes, settings.seed)
-    loss = LOSSES[settings.loss]
-    held = not loss.learns_path or (loss.learns_network and settings.path_learning_rate == 0)
+    held = LOSSES[settings.loss].learns_network and settings.path_learning_rate == 0
     with naming(inputs.path, "start from a shared path of one subspace"):
-        path = split_path(start, subspaces, settings.label_weights, classes, held=held)
-    if not loss.learns_path and path.schedule is start.schedule:
-        path = start
-    headers = metadata, path_metadata
-    _train_network(space, settings, network, path, batches, inputs.files, output, output_path, compute, *headers)
+        return split_path(start, subspaces, settings.label_weights, classes, held=held)
 
 
 def _train_network(
