@@ -114,7 +114,7 @@ def test_the_papers_configuration_end_to_end(server, tmp_path):
     assert (tmp_path / "results/cifar10/geometry.md").is_file()
     page = (tmp_path / "results/cifar10/table.md").read_text()
     assert re.search(r"^\| \w+ \| base \| edm \| ode \| .* \| 4 \|$", page, re.M)
-    assert "| FP-Noise (Mix), published |  |  | 3.20 |  |" in page
+    assert "| FP-Noise (Mix), published |  |  |  | 3.20 |  |" in page
     assert (tmp_path / "results/cifar10/plots/bits-against-distance.png").stat().st_size > 1000
     locked = json.loads((tmp_path / "config/lock.json").read_text())
     fetched = [
