@@ -75,6 +75,10 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert jobs(finished, SHORT, "digits") == {"digits": 1} or jobs(finished, SHORT, "digits") == {}
 
 
+def test_where_files_may_be_taken_from_fetches_none_again(finished, tmp_path):
+    assert jobs(finished, SHORT | {"offline": True, "mirror": str(tmp_path)}) == {}
+
+
 END = {"all": 1, "distance": 1, "table": 1, "plots": 1}
 
 
