@@ -81,7 +81,7 @@ def test_a_difference_on_shared_noises_is_surer_than_its_rows():
 
 
 def test_a_range_without_groups_leaves_the_spread_over_images_unknown():
-    """Of one shard whose features were not kept."""
+    """A range of one shard, whose features were not kept, has none."""
     numbers = np.random.default_rng(3).normal(size=(2, 1000))
     rows, left = table({"a": numbers[:1], "b": numbers[1:]})
     rows = pd.concat([rows, rows.assign(range=1)])

@@ -43,7 +43,7 @@ def closed():
 def test_published_values_have_panels_of_their_own():
     tidy = pd.DataFrame(
         {"dataset": "cifar10", "method": ["a", "a"], "nfe": [5, 9], "mean": [9.0, 3.0], "error": 0.1, "images": 50000,
-         "features": "inception"}
+         "features": "inception", "on_metric": False}
     )  # fmt: skip
     methods = {"a": ("edm", "heun")}
     published = tables.published_values("cifar10", str(ROOT / "config/published.csv"), ["EDM", "g ani"])
@@ -80,7 +80,7 @@ METHODS = {
 def tidy():
     rows = [
         {"dataset": "toy", "method": name, "nfe": nfe, "mean": 9.0 / nfe + k / 100, "error": 0.1, "images": 50,
-         "features": "digits-cnn"}
+         "features": "digits-cnn", "on_metric": False}
         for k, name in enumerate(METHODS) for nfe in (5, 9)
     ]  # fmt: skip
     return pd.DataFrame(rows)

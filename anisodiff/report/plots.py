@@ -129,10 +129,7 @@ def distance_against_nfe(
     panels = panels_of(methods)
     count = len(panels) + -(-others.ngroups // LINES)
     figure, all_axes = _panels(count)
-    judged = (
-        tidy[~tidy["on_metric"]] if "on_metric" in tidy else tidy
-    )  # tuned for this distance, a row is never the best
-    budgets = judged.groupby("nfe")["mean"]
+    budgets = tidy[~tidy["on_metric"]].groupby("nfe")["mean"]  # tuned for this distance, a row is never the best
     best = budgets.min()[budgets.size() >= len(methods) / 2]  # of few rows it would say little
     for axes in all_axes.flat[:count] if count > 1 else ():
         axes.plot(best.index, best, color="0.82", linewidth=6, label="best of all", zorder=0)
@@ -302,22 +299,21 @@ def _drawn(subspaces: int) -> list[int]:
 def learned_levels(paths: dict[str, NoisePath], warps: dict[str, tuple[Warp, str]], sigma_max: float) -> Figure:
     """Paper, Figure 3: standard deviation of the noise in each subspace over time; of many paths in panels, with the
     first of them, where it is isotropic, in grey behind the others."""
-    curves = _styled(paths, warps)
-    panels: list[list[int]] = []
+    panels: list[list[tuple[str, Tensor, Tensor, Look]]] = []
     lines = LINES
-    for k, (_, _, g, _) in enumerate(curves):
-        count = len(_drawn(g.shape[2]))
+    for curve in _styled(paths, warps):
+        count = len(_drawn(curve[2].shape[2]))
         if lines + count > LINES:
             panels.append([])
             lines = 0
-        panels[-1].append(k)
+        panels[-1].append(curve)
         lines += count
     figure, all_axes = _panels(len(panels))
-    for axes, held in zip(all_axes.flat, panels, strict=False):
-        name, t, g, _ = curves[0]
-        if 0 not in held and g.shape[2] == 1:
+    for axes, curves in zip(all_axes.flat, panels, strict=False):
+        name, t, g, _ = panels[0][0]
+        if curves is not panels[0] and g.shape[2] == 1:
             axes.plot(t * sigma_max**2, _middle(g[..., 0]).sqrt(), color="0.82", linewidth=4, label=name, zorder=0)
-        for name, t, g, style in [curves[k] for k in held]:
+        for name, t, g, style in curves:
             for k, j in enumerate(_drawn(g.shape[2])):
                 label = name if g.shape[2] == 1 else f"{name}, subspace {j + 1}"
                 look: Look = style | {"linestyle": DASHES[k], "markevery": (40 + 60 * k, 160), "markersize": 4}
